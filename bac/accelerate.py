@@ -1,0 +1,102 @@
+"""The public verbs: ``accelerate`` a policy of ours, ``attach`` caching to a network of anybody's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, Self, TypeVar
+
+import numpy as np
+
+from bac.errors import MissingArtefact, sentence
+from bac.executors import CacheHooks, EagerExecutor, Executor, SiteTable
+from bac.passes import optimise
+from bac.plan import lower, verify
+from bac.sampler_table import SamplerTable
+from bac.schedule import CacheSchedule, Provenance
+from bac.trunk import ResidualTrunk
+
+
+class Acceleratable(Protocol):
+    """What ``accelerate`` needs of a policy; ``policies.DiffusionPolicy`` has it."""
+
+    @property
+    def trunk(self) -> ResidualTrunk:
+        """The denoiser as residual branches."""
+
+    @property
+    def sampler(self) -> SamplerTable:
+        """The denoising steps."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """Names checkpoint and sampler."""
+
+    @property
+    def schedules(self) -> Path | None:
+        """Folder of named schedules."""
+
+    def with_denoiser(self, denoiser: Executor) -> Self:
+        """Return the same policy over another denoiser."""
+
+
+PolicyT = TypeVar("PolicyT", bound=Acceleratable)
+
+
+def accelerate(policy: PolicyT, schedule: CacheSchedule | Path | str) -> PolicyT:
+    """Return the policy with its denoiser replaced by a cached one; same observation in, same chunk shape out.
+
+    Args:
+        policy: the policy; it stays as it is.
+        schedule: a schedule, a path to one, or the name of one that ships with the policy, for instance ``"bac-s10"``.
+
+    Raises:
+        MissingArtefact: no such schedule.
+        Mismatch: made for another checkpoint, sampler, step count or block set.
+    """
+    found = schedule if isinstance(schedule, CacheSchedule) else CacheSchedule.load(_locate(policy, schedule))
+    return policy.with_denoiser(build_executor(found, policy.trunk, policy.sampler, policy.provenance))
+
+
+def build_executor(
+    schedule: CacheSchedule, trunk: ResidualTrunk, sampler: SamplerTable, provenance: Provenance
+) -> Executor:
+    """Check a schedule against what is about to run, lower it, optimise the plan, verify it and bind it.
+
+    Raises:
+        Mismatch: made for another checkpoint, sampler, step count or block set.
+    """
+    schedule.require(provenance, trunk.blocks, sampler.steps)
+    plan = optimise(lower(schedule))
+    verify(plan, schedule)
+    return EagerExecutor(plan, trunk, sampler)
+
+
+def attach(sites: SiteTable, schedule: CacheSchedule, timesteps: np.ndarray) -> CacheHooks:
+    """Patch a network's branches to follow a schedule; undo it with ``detach`` or use the result as a context manager.
+
+    Args:
+        sites: where the network computes its blocks.
+        schedule: which block to compute at which step.
+        timesteps: int64[K], the time steps at which the network will be called, noisiest first.
+    """
+    return CacheHooks(sites, schedule, timesteps).attach()
+
+
+def detach(hooks: CacheHooks) -> None:
+    """Give the network its own methods back."""
+    hooks.detach()
+
+
+def _locate(policy: Acceleratable, schedule: Path | str) -> Path:
+    path = Path(schedule)
+    if path.is_file():
+        return path
+    folder = policy.schedules
+    named = [] if folder is None else sorted(file.stem for file in folder.glob("*.json"))
+    if folder is None or str(schedule) not in named:
+        raise MissingArtefact(
+            sentence(
+                "schedule", expected=f"a file or one of {named}", got=str(schedule), mend="run scripts/calibrate.py"
+            )
+        )
+    return folder / f"{schedule}.json"

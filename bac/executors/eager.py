@@ -1,0 +1,116 @@
+"""Eager executor: a plan bound to weights and sampler table, run operation by operation. Any device and batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bac.errors import Mismatch, sentence
+from bac.executors.base import ChunkNoise
+from bac.plan import Add, Compute, Fold, Operation, Plan
+from bac.sampler_table import SamplerTable
+from bac.trunk import ResidualTrunk
+
+_Slots = list[Tensor | None]
+_Action = Callable[[Tensor, _Slots, Any, Any], Tensor]
+
+
+class EagerExecutor:
+    """Runs a plan. Safe to call from several threads at once: all state of a call is local to it.
+
+    Args:
+        plan: operations per step.
+        trunk: the weights; its blocks must be the plan's.
+        sampler: K steps, as many as the plan.
+
+    Raises:
+        Mismatch: the three do not belong together.
+    """
+
+    def __init__(self, plan: Plan, trunk: ResidualTrunk, sampler: SamplerTable) -> None:
+        if plan.blocks != trunk.blocks or len(plan.steps) != sampler.steps:
+            raise Mismatch(
+                sentence(
+                    "plan",
+                    expected=f"{sampler.steps} steps of {len(trunk.blocks)} blocks",
+                    got=f"{len(plan.steps)} steps of {len(plan.blocks)} blocks",
+                    mend="lower the schedule of this policy and sampler",
+                )
+            )
+        self.plan = plan
+        self._trunk = trunk
+        self._sampler = sampler
+        with torch.inference_mode():
+            tables = trunk.step_tables(sampler.timesteps)
+        self._steps = [
+            (table, [_bind(op, trunk) for op in operations], _update(sampler, step))
+            for step, (table, operations) in enumerate(zip(tables, plan.steps, strict=True))
+        ]
+
+    @torch.inference_mode()
+    def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:
+        """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do]."""
+        noise.require(observation.shape[0], self._sampler.steps)
+        condition = self._trunk.condition(observation)
+        slots: _Slots = [None] * self.plan.slots
+        sample = noise.initial
+        for (table, actions, update), fresh in zip(self._steps, noise.steps, strict=True):
+            stream = self._trunk.embed(sample)
+            for act in actions:
+                stream = act(stream, slots, table, condition)
+            sample = update(sample, self._trunk.head(stream), fresh)
+        return sample
+
+
+def _bind(op: Operation, trunk: ResidualTrunk) -> _Action:
+    match op:
+        case Compute(block, int(slot)):
+            return partial(_compute_and_keep, trunk, block, slot)
+        case Compute(block, _):
+            return partial(_compute, trunk, block)
+        case Add(slot):
+            return partial(_add, slot)
+        case Fold(slots, into):
+            return partial(_fold, slots, into)
+
+
+def _compute(trunk: ResidualTrunk, block: int, stream: Tensor, slots: _Slots, table: Any, condition: Any) -> Tensor:
+    return stream + trunk.branch(block, stream, table, condition)
+
+
+def _compute_and_keep(
+    trunk: ResidualTrunk, block: int, slot: int, stream: Tensor, slots: _Slots, table: Any, condition: Any
+) -> Tensor:
+    feature = trunk.branch(block, stream, table, condition)
+    slots[slot] = feature
+    return stream + feature
+
+
+def _add(slot: int, stream: Tensor, slots: _Slots, table: Any, condition: Any) -> Tensor:
+    feature = slots[slot]
+    assert feature is not None  # bac.plan.simulate refuses plans that read an empty slot
+    return stream + feature
+
+
+def _fold(sources: tuple[int, ...], into: int, stream: Tensor, slots: _Slots, table: Any, condition: Any) -> Tensor:
+    features = [feature for slot in sources if (feature := slots[slot]) is not None]
+    slots[into] = reduce(torch.add, features)
+    return stream
+
+
+def _update(sampler: SamplerTable, step: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return step ``step`` of the sampler as a function of sample, noise estimate and fresh noise."""
+    recover_sample, recover_estimate = float(sampler.recover_sample[step]), float(sampler.recover_estimate[step])
+    to_original, to_sample = float(sampler.to_original[step]), float(sampler.to_sample[step])
+    to_estimate, to_noise = float(sampler.to_estimate[step]), float(sampler.to_noise[step])
+    clip = sampler.clip
+
+    def update(sample: Tensor, estimate: Tensor, fresh: Tensor) -> Tensor:
+        original = (recover_sample * sample + recover_estimate * estimate).clamp_(-clip, clip)
+        return to_original * original + to_sample * sample + to_estimate * estimate + to_noise * fresh
+
+    return update

@@ -1,0 +1,20 @@
+"""Caching methods, one file each: a feature profile in, a cache schedule out."""
+
+from bac.methods.acs import IntervalScore, adaptive_update_steps
+from bac.methods.bac import BlockAdaptive
+from bac.methods.base import Method
+from bac.methods.bubbling_union import Downstream, bubbling_union
+from bac.methods.none import NoCache, full_schedule
+from bac.methods.uniform import Uniform
+
+__all__ = [
+    "BlockAdaptive",
+    "Downstream",
+    "IntervalScore",
+    "Method",
+    "NoCache",
+    "Uniform",
+    "adaptive_update_steps",
+    "bubbling_union",
+    "full_schedule",
+]

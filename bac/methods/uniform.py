@@ -1,0 +1,34 @@
+"""Uniform caching (FORA, arXiv 2407.01425): all blocks update together at evenly spaced steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bac.methods.base import require_updates
+from bac.profile import FeatureProfile
+from bac.schedule import CacheSchedule
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Evenly spaced updates.
+
+    Attributes:
+        updates: S, steps at which all blocks update, from step 0 on at distances of about K / S.
+        force_last_step: also update at step K - 1; S + 1 updates then, unless S already reaches it.
+    """
+
+    updates: int = 10
+    force_last_step: bool = True
+    name: str = "uniform"
+
+    def schedule(self, profile: FeatureProfile) -> CacheSchedule:
+        """Return the schedule; the profile gives only blocks, steps and provenance."""
+        require_updates(self.updates, profile.steps)
+        mask = np.zeros((len(profile.blocks), profile.steps), dtype=bool)
+        mask[:, np.arange(self.updates) * profile.steps // self.updates] = True
+        parameters = {"updates": self.updates, "force_last_step": self.force_last_step}
+        schedule = CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters)
+        return schedule.with_last_step() if self.force_last_step else schedule

@@ -1,0 +1,60 @@
+"""Pictures of what the method works on: similarity maps and schedule grids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from bac.files import write_whole
+from bac.profile import FeatureProfile, Metric
+from bac.schedule import CacheSchedule
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+_KINDS = 3
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all, and close it."""
+    write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=120, bbox_inches="tight"))
+    plt.close(figure)
+
+
+def similarity_maps(profile: FeatureProfile, metric: Metric, schedule: CacheSchedule | None = None) -> Figure:
+    """Draw every block's K x K map, a row per layer; with a schedule, its update steps as ticks on the diagonal."""
+    layers = len(profile.blocks) // _KINDS
+    figure, axes = plt.subplots(_KINDS, layers, figsize=(1.6 * layers, 5.2), squeeze=False, layout="constrained")
+    for row, block in enumerate(profile.blocks):
+        axis = axes[row % _KINDS, row // _KINDS]
+        values = profile.values[metric][row]
+        axis.imshow(
+            values, cmap="magma" if metric is Metric.COSINE else "magma_r", vmin=values.min(), vmax=values.max()
+        )
+        if schedule is not None:
+            updates = np.flatnonzero(schedule.mask[row])
+            axis.plot(updates, updates, "|", color="cyan", markersize=5)
+        axis.set_title(str(block), fontsize=8)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.suptitle(
+        f"{metric} between denoising steps (noisiest top left), {profile.observations} observations", fontsize=10
+    )
+    return figure
+
+
+def schedule_grid(schedule: CacheSchedule) -> Figure:
+    """Draw the schedule: a row per block, a column per step, dark where the block updates."""
+    figure, axis = plt.subplots(figsize=(10, 0.2 * len(schedule.blocks) + 1), layout="constrained")
+    axis.imshow(~schedule.mask, cmap="gray", aspect="auto", interpolation="none", vmin=0, vmax=1.15)
+    axis.set_yticks(range(len(schedule.blocks)), [str(block) for block in schedule.blocks], fontsize=7)
+    axis.set_xlabel("denoising step (0 is the noisiest)")
+    share = schedule.updates / schedule.mask.size
+    axis.set_title(
+        f"{schedule.method}: {schedule.updates} of {schedule.mask.size} block updates ({share:.0%})", fontsize=10
+    )
+    return figure

@@ -1,0 +1,222 @@
+"""The plan: a schedule lowered to a straight list of operations per step, with nothing left to decide at run time.
+
+A plan has a text form (a line per step) that parses back::
+
+    000: L0.sa>0 L0.ca>1 L0.ffn>2
+    001: +0 L0.ca>1 +2
+    002: 3=0+1+2 +3
+
+``L0.sa>0`` computes the branch on the stream, keeps the feature in slot 0 and adds it; ``L0.sa`` does not keep it;
+``+0`` adds slot 0; ``3=0+1+2`` puts the sum of slots 0, 1 and 2 into slot 3.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bac.errors import CorruptArtefact, InvalidInput, sentence
+from bac.schedule import CacheSchedule
+from bac.trunk import Block, TrunkCost
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Run branch ``block`` on the stream, keep its feature in ``slot`` unless None, add it to the stream."""
+
+    block: int
+    slot: int | None
+
+
+@dataclass(frozen=True)
+class Add:
+    """Add the feature in ``slot`` to the stream."""
+
+    slot: int
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Put the sum of the features in ``slots`` into slot ``into``."""
+
+    slots: tuple[int, ...]
+    into: int
+
+
+Operation = Compute | Add | Fold
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Operations per denoising step.
+
+    Attributes:
+        blocks: names for the block numbers, in the order of the stream.
+        steps: per step, its operations in order.
+        slots: number of feature slots used.
+    """
+
+    blocks: tuple[Block, ...]
+    steps: tuple[tuple[Operation, ...], ...]
+    slots: int
+
+    def operations(self) -> Iterator[Operation]:
+        """Yield all operations in the order of execution."""
+        for operations in self.steps:
+            yield from operations
+
+    def block_calls(self) -> Counter[Block]:
+        """Return how often a call computes each block."""
+        return Counter(self.blocks[op.block] for op in self.operations() if isinstance(op, Compute))
+
+    def __str__(self) -> str:
+        width = max(3, len(str(len(self.steps) - 1)))
+        lines = (
+            " ".join([f"{step:0{width}}:", *(_show(op, self.blocks) for op in operations)])
+            for step, operations in enumerate(self.steps)
+        )
+        return "\n".join(lines)
+
+    @classmethod
+    def parse(cls, text: str, blocks: tuple[Block, ...]) -> Plan:
+        """Read back what ``str`` gives.
+
+        Raises:
+            CorruptArtefact: a word is no operation on these blocks.
+        """
+        numbers = {str(block): number for number, block in enumerate(blocks)}
+        steps = tuple(
+            tuple(_read(word, numbers) for word in line.partition(":")[2].split()) for line in text.strip().splitlines()
+        )
+        return cls(blocks, steps, _slot_count(steps))
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """FLOPs of one call at batch 1.
+
+    Attributes:
+        planned: what the plan computes.
+        original: what the original network with the same schedule would compute; the published figures count this.
+        hoisted: ``original - planned``, work that depends on the step or the observation alone and left the loop.
+        branches: the part of ``planned`` spent in residual branches.
+    """
+
+    planned: int
+    original: int
+    branches: int
+
+    @property
+    def hoisted(self) -> int:
+        """FLOPs that the original spends in the loop and the plan does not."""
+        return self.original - self.planned
+
+
+def lower(schedule: CacheSchedule) -> Plan:
+    """Return the plain plan of a schedule: block i lives in slot i, no pass applied."""
+    steps = tuple(
+        tuple(Compute(block, block) if update else Add(block) for block, update in enumerate(column))
+        for column in schedule.mask.T.tolist()
+    )
+    return Plan(schedule.blocks, steps, len(schedule.blocks))
+
+
+def simulate(plan: Plan) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Run a plan on symbols instead of tensors.
+
+    Returns:
+        Per step, the (block, step it was computed at) pairs that reach the head, in the order they were added.
+
+    Raises:
+        InvalidInput: an operation reads an empty slot, or a branch runs on a stream that is not its own input.
+    """
+    held: dict[int, tuple[tuple[int, int], ...]] = {}
+    result = []
+    for step, operations in enumerate(plan.steps):
+        stream: tuple[tuple[int, int], ...] = ()
+        for op in operations:
+            match op:
+                case Fold(slots, into):
+                    held[into] = tuple(pair for slot in slots for pair in _held(held, slot, step))
+                case Add(slot):
+                    stream += _held(held, slot, step)
+                case Compute(block, slot):
+                    if [number for number, _ in stream] != list(range(block)):
+                        raise _unsound(f"{plan.blocks[block]} to see all {block} blocks above it", stream, step)
+                    stream += ((block, step),)
+                    if slot is not None:
+                        held[slot] = ((block, step),)
+        result.append(stream)
+    return tuple(result)
+
+
+def verify(plan: Plan, schedule: CacheSchedule) -> None:
+    """Refuse a plan that does not do exactly what the schedule says.
+
+    Raises:
+        InvalidInput: at some step, some block's feature is missing, twice there, or from another step.
+    """
+    sources = schedule.source_steps()
+    for step, stream in enumerate(simulate(plan)):
+        expected = tuple((block, int(sources[block, step])) for block in range(len(schedule.blocks)))
+        if stream != expected:
+            raise _unsound(f"features {expected}", stream, step)
+
+
+def cost(plan: Plan, trunk: TrunkCost) -> PlanCost:
+    """Count the FLOPs of a plan on a trunk (additions of features are not matrix products and not counted)."""
+    computed = [op.block for op in plan.operations() if isinstance(op, Compute)]
+    branches = sum(trunk.branch[block] for block in computed)
+    return PlanCost(
+        planned=branches + len(plan.steps) * trunk.step + trunk.call,
+        original=sum(trunk.original_branch[block] for block in computed) + len(plan.steps) * trunk.original_step,
+        branches=branches,
+    )
+
+
+def _show(op: Operation, blocks: tuple[Block, ...]) -> str:
+    match op:
+        case Compute(block, None):
+            return str(blocks[block])
+        case Compute(block, slot):
+            return f"{blocks[block]}>{slot}"
+        case Add(slot):
+            return f"+{slot}"
+        case Fold(slots, into):
+            return f"{into}={'+'.join(map(str, slots))}"
+
+
+def _read(word: str, numbers: dict[str, int]) -> Operation:
+    try:
+        if word.startswith("+"):
+            return Add(int(word[1:]))
+        if "=" in word:
+            into, _, slots = word.partition("=")
+            return Fold(tuple(int(slot) for slot in slots.split("+")), int(into))
+        name, _, slot = word.partition(">")
+        return Compute(numbers[name], int(slot) if slot else None)
+    except (ValueError, KeyError) as error:
+        raise CorruptArtefact(
+            sentence("plan text", expected="operations on known blocks", got=repr(word), mend="correct the word")
+        ) from error
+
+
+def _slot_count(steps: tuple[tuple[Operation, ...], ...]) -> int:
+    written = {
+        op.into if isinstance(op, Fold) else op.slot
+        for operations in steps
+        for op in operations
+        if not isinstance(op, Add)
+    }
+    return len(written - {None})
+
+
+def _held(held: dict[int, tuple[tuple[int, int], ...]], slot: int, step: int) -> tuple[tuple[int, int], ...]:
+    if slot not in held:
+        raise _unsound(f"slot {slot} to hold a feature", "nothing", step)
+    return held[slot]
+
+
+def _unsound(expected: str, got: object, step: int) -> InvalidInput:
+    return InvalidInput(sentence(f"plan at step {step}", expected=expected, got=got, mend="mend the pass that made it"))

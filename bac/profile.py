@@ -1,0 +1,146 @@
+"""The feature profile: how alike every block's features are between any two denoising steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import zarr
+from zarr.storage import ZipStore
+
+from bac.errors import CorruptArtefact, InvalidInput, MissingArtefact, sentence
+from bac.files import write_whole
+from bac.schedule import Provenance
+from bac.trunk import Block
+
+_FORMAT = "bac-profile-1"
+
+
+class Metric(StrEnum):
+    """How two features of a block are compared; ``cosine`` is a similarity, the others are distances."""
+
+    COSINE = "cosine"
+    L1 = "l1"
+    L2 = "l2"
+    MSE = "mse"
+
+
+@dataclass(frozen=True)
+class FeatureProfile:
+    """Mean comparison of features over N calibration observations.
+
+    Attributes:
+        values: metric -> float32[blocks, K, K], symmetric. ``cosine`` in [-1, 1]; ``l1`` the mean absolute
+            difference of the elements, ``mse`` the mean squared one, ``l2`` the Euclidean distance, all at least 0.
+        blocks: the rows.
+        observations: number of calibration observations N.
+        provenance: the checkpoint and sampler it was measured on.
+    """
+
+    values: Mapping[Metric, np.ndarray]
+    blocks: tuple[Block, ...]
+    observations: int
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        for metric in Metric:
+            self._require_sound(metric, self.values[metric])
+        object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
+
+    @property
+    def steps(self) -> int:
+        """Number of denoising steps K."""
+        return self.values[Metric.COSINE].shape[1]
+
+    def similarity(self, metric: Metric) -> np.ndarray:
+        """Return float64[blocks, K, K] in which larger means more alike: distances come negated."""
+        sign = 1.0 if metric is Metric.COSINE else -1.0
+        return sign * self.values[metric].astype(np.float64)
+
+    def reuse_error(self) -> np.ndarray:
+        """Return float64[blocks]: mean over all pairs of steps of the mean absolute feature difference.
+
+        The authors' proxy for how much error a block's reuse puts into the stream (BAC, section on the Bubbling Union).
+        """
+        return self.values[Metric.L1].astype(np.float64).mean(axis=(1, 2))
+
+    def save(self, path: Path) -> None:
+        """Write a zarr v3 ``.zip`` store, whole or not at all."""
+
+        def write(partial: Path) -> None:
+            attributes: dict[str, Any] = {
+                "format": _FORMAT,
+                "blocks": [str(block) for block in self.blocks],
+                "observations": self.observations,
+                "checkpoint": self.provenance.checkpoint,
+                "sampler": dict(self.provenance.sampler),
+            }
+            with ZipStore(partial, mode="w") as store:
+                root = zarr.open_group(store, mode="w", attributes=attributes)
+                for metric, values in self.values.items():
+                    root.create_array(str(metric), data=values, chunks=values.shape)
+
+        write_whole(path, write)
+
+    @classmethod
+    def load(cls, path: Path | str) -> FeatureProfile:
+        """Read a store written by ``save``.
+
+        Raises:
+            MissingArtefact: no such file.
+            CorruptArtefact: truncated or foreign.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise MissingArtefact(
+                sentence("feature profile", expected=f"a file {path}", got="none", mend="run scripts/calibrate.py")
+            )
+        try:
+            with ZipStore(path, mode="r") as store:
+                root = zarr.open_group(store, mode="r")
+                attributes: dict[str, Any] = root.attrs.asdict()
+                if attributes["format"] != _FORMAT:
+                    raise KeyError(f"format {attributes['format']!r}")
+                arrays = dict(root.arrays())
+                values = {metric: np.asarray(arrays[metric][:]) for metric in Metric}
+        except (BadZipFile, KeyError, FileNotFoundError, json.JSONDecodeError) as error:
+            raise CorruptArtefact(
+                sentence(
+                    f"feature profile {path}",
+                    expected=f"a whole {_FORMAT} store",
+                    got=f"{type(error).__name__} {error}",
+                    mend="write it again with scripts/calibrate.py",
+                )
+            ) from error
+        provenance = Provenance(attributes["checkpoint"], attributes["sampler"])
+        blocks = tuple(Block.parse(name) for name in attributes["blocks"])
+        return cls(values, blocks, int(attributes["observations"]), provenance)
+
+    def _require_sound(self, metric: Metric, values: np.ndarray) -> None:
+        square = values.ndim == 3 and values.shape[0] == len(self.blocks) and values.shape[1] == values.shape[2]
+        if not square or not np.isfinite(values).all():
+            raise InvalidInput(
+                sentence(
+                    f"feature profile, {metric}",
+                    expected=f"finite float[{len(self.blocks)} blocks, K, K]",
+                    got=f"shape {values.shape} with {int((~np.isfinite(values)).sum())} NaN or infinite values",
+                    mend="check the checkpoint and the calibration observations for NaN",
+                )
+            )
+        still = [str(b) for b, v in zip(self.blocks, values, strict=True) if v.shape[0] > 1 and np.ptp(v) == 0]
+        if still:
+            raise InvalidInput(
+                sentence(
+                    f"feature profile, {metric}",
+                    expected="features that change between steps",
+                    got=f"constant statistics for {still}",
+                    mend="check that these branches are not dead",
+                )
+            )

@@ -1,0 +1,241 @@
+"""The cache schedule: which block is recomputed at which denoising step, known before the first observation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bac.errors import CorruptArtefact, InvalidInput, Mismatch, MissingArtefact, sentence
+from bac.files import write_whole
+from bac.trunk import Block
+
+_FORMAT = "bac-schedule-1"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a profile or schedule was made for; it serves nothing else.
+
+    Attributes:
+        checkpoint: digest of the weights (hex).
+        sampler: identity of the sampler table.
+    """
+
+    checkpoint: str
+    sampler: Mapping[str, str | int | float]
+
+    def require(self, other: Provenance, what: str) -> None:
+        """Refuse unless ``other``, what is about to run, is the same.
+
+        Raises:
+            Mismatch: another checkpoint or sampler.
+        """
+        if self.checkpoint != other.checkpoint:
+            raise Mismatch(
+                sentence(
+                    f"{what} and checkpoint",
+                    expected=f"checkpoint {self.checkpoint[:12]}",
+                    got=other.checkpoint[:12],
+                    mend="run scripts/calibrate.py on this checkpoint",
+                )
+            )
+        if dict(self.sampler) != dict(other.sampler):
+            raise Mismatch(
+                sentence(
+                    f"{what} and sampler",
+                    expected=dict(self.sampler),
+                    got=dict(other.sampler),
+                    mend="run scripts/calibrate.py with this sampler",
+                )
+            )
+
+
+@dataclass(frozen=True)
+class CacheSchedule:
+    """Block x step booleans: True recomputes the block, False reuses its latest feature.
+
+    Attributes:
+        mask: bool[blocks, K]; column 0 is True, since nothing is cached before it.
+        blocks: the rows, in the order of the residual stream.
+        provenance: the checkpoint and sampler it was made for.
+        method: who chose the mask, for instance ``bac``.
+        parameters: of the method.
+    """
+
+    mask: np.ndarray
+    blocks: tuple[Block, ...]
+    provenance: Provenance
+    method: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        mask = np.array(self.mask, dtype=bool)
+        if mask.ndim != 2 or mask.shape[0] != len(self.blocks) or mask.shape[1] < 1:
+            raise InvalidInput(
+                sentence(
+                    "schedule mask",
+                    expected=f"bool[{len(self.blocks)} blocks, steps]",
+                    got=f"shape {mask.shape}",
+                    mend="give one row per block",
+                )
+            )
+        late = [str(self.blocks[row]) for row in np.flatnonzero(~mask[:, 0])]
+        if late:
+            raise InvalidInput(
+                sentence(
+                    "schedule step 0",
+                    expected="an update of every block",
+                    got=f"none of {late}",
+                    mend="add step 0 to these blocks: nothing is cached before it",
+                )
+            )
+        mask.setflags(write=False)
+        object.__setattr__(self, "mask", mask)
+
+    @property
+    def steps(self) -> int:
+        """Number of denoising steps K."""
+        return self.mask.shape[1]
+
+    @property
+    def updates(self) -> int:
+        """Number of block updates in a call, out of blocks x K."""
+        return int(self.mask.sum())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the mask, its rows and what it was made for; the method's name does not enter."""
+        text = json.dumps([self._update_steps(), self.steps, self.provenance.checkpoint, dict(self.provenance.sampler)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def source_steps(self) -> np.ndarray:
+        """Return int64[blocks, K]: the step whose feature each block adds at each step (itself where it updates)."""
+        return np.maximum.accumulate(np.where(self.mask, np.arange(self.steps), 0), axis=1)
+
+    def with_last_step(self) -> CacheSchedule:
+        """Return the schedule that also updates every block at step K - 1 (the authors' code always does)."""
+        mask = self.mask.copy()
+        mask[:, -1] = True
+        return replace(self, mask=mask)
+
+    def require(self, provenance: Provenance, blocks: tuple[Block, ...], steps: int) -> None:
+        """Refuse unless this schedule was made for what is about to run.
+
+        Raises:
+            Mismatch: another checkpoint, sampler, step count or block set.
+        """
+        if self.steps != steps or self.blocks != blocks:
+            raise Mismatch(
+                sentence(
+                    "schedule",
+                    expected=f"{steps} steps of {len(blocks)} blocks {blocks[0]}..{blocks[-1]}",
+                    got=f"{self.steps} steps of {len(self.blocks)} blocks {self.blocks[0]}..{self.blocks[-1]}",
+                    mend="run scripts/calibrate.py for this policy",
+                )
+            )
+        self.provenance.require(provenance, "schedule")
+
+    def grid(self) -> str:
+        """Return the schedule as text: a row per block, a column per step, ``#`` update and ``.`` reuse."""
+        width = max(len(str(block)) for block in self.blocks)
+        ruler = "".join(str(step // 10 % 10) if step % 10 == 0 else " " for step in range(self.steps))
+        rows = [
+            f"{block!s:>{width}} {''.join('#' if update else '.' for update in row)} {int(row.sum()):>3}"
+            for block, row in zip(self.blocks, self.mask, strict=True)
+        ]
+        return "\n".join([f"{'':>{width}} {ruler}", *rows])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON document that ``from_json`` reads back."""
+        return {
+            "format": _FORMAT,
+            "method": self.method,
+            "parameters": dict(self.parameters),
+            "checkpoint": self.provenance.checkpoint,
+            "sampler": dict(self.provenance.sampler),
+            "steps": self.steps,
+            "updates": self._update_steps(),
+        }
+
+    @classmethod
+    def from_json(cls, document: Any) -> CacheSchedule:
+        """Read ``to_json``'s document.
+
+        Raises:
+            CorruptArtefact: a field is missing or of another type.
+            InvalidInput: an update step lies outside [0, steps), or step 0 is missing.
+        """
+        try:
+            if document["format"] != _FORMAT:
+                raise KeyError(f"format {document['format']!r}")
+            steps = int(document["steps"])
+            rows = {Block.parse(name): [int(step) for step in row] for name, row in document["updates"].items()}
+            provenance = Provenance(str(document["checkpoint"]), dict(document["sampler"]))
+            method, parameters = str(document["method"]), dict(document["parameters"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CorruptArtefact(
+                sentence(
+                    "schedule",
+                    expected=f"a {_FORMAT} document",
+                    got=f"{type(error).__name__} {error}",
+                    mend="write it again with scripts/calibrate.py",
+                )
+            ) from error
+        return cls(_mask(rows, steps), tuple(rows), provenance, method, parameters)
+
+    def save(self, path: Path) -> None:
+        """Write the JSON document, one line per block."""
+        write_whole(path, lambda partial: partial.write_text(_pretty(self.to_json())))
+
+    @classmethod
+    def load(cls, path: Path | str) -> CacheSchedule:
+        """Read a file written by ``save``.
+
+        Raises:
+            MissingArtefact: no such file.
+            CorruptArtefact: not a whole schedule document.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise MissingArtefact(
+                sentence("schedule", expected=f"a file {path}", got="none", mend="run scripts/calibrate.py")
+            )
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CorruptArtefact(
+                sentence(f"schedule {path}", expected="JSON", got=error, mend="write it again")
+            ) from error
+
+    def _update_steps(self) -> dict[str, list[int]]:
+        rows = zip(self.blocks, self.mask, strict=True)
+        return {str(block): np.flatnonzero(row).tolist() for block, row in rows}
+
+
+def _mask(rows: Mapping[Block, list[int]], steps: int) -> np.ndarray:
+    mask = np.zeros((len(rows), steps), dtype=bool)
+    for number, (block, updates) in enumerate(rows.items()):
+        outside = [step for step in updates if not 0 <= step < steps]
+        if outside:
+            raise InvalidInput(
+                sentence(
+                    f"schedule of {block}",
+                    expected=f"steps in [0, {steps})",
+                    got=outside,
+                    mend="correct the schedule or its step count",
+                )
+            )
+        mask[number, updates] = True
+    return mask
+
+
+def _pretty(document: dict[str, Any]) -> str:
+    head = {key: value for key, value in document.items() if key != "updates"}
+    rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(steps)}" for name, steps in document["updates"].items())
+    return f'{json.dumps(head, indent=2)[:-2]},\n  "updates": {{\n{rows}\n  }}\n}}\n'

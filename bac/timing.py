@@ -1,0 +1,78 @@
+"""Honest latency: warm-up apart, calls interleaved, clocks read after a device sync, percentiles with units."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bac.errors import InvalidInput, sentence
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latency of repeated calls.
+
+    Attributes:
+        p50_ms, p99_ms, mean_ms: over the timed calls, milliseconds.
+        warmup_s: duration of the warm-up calls, seconds; not part of the others.
+        calls: number of timed calls.
+    """
+
+    p50_ms: float
+    p99_ms: float
+    mean_ms: float
+    warmup_s: float
+    calls: int
+
+
+def measure_interleaved(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    calls: int,
+    warmup: int = 2,
+    synchronise: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Latency]:
+    """Time several callables in turn, round by round, so that a drift of the machine hits all of them alike.
+
+    Args:
+        candidates: name -> what to call.
+        calls: timed calls of each, at least 1.
+        warmup: untimed calls of each before the first round.
+        synchronise: waits until the device is done; called before every reading of the clock.
+        clock: seconds, monotonic.
+    """
+    if calls < 1:
+        raise InvalidInput(sentence("latency calls", expected="at least 1", got=calls, mend="time more calls"))
+
+    def reading() -> float:
+        synchronise()
+        return clock()
+
+    warmups = {}
+    for name, call in candidates.items():
+        start = reading()
+        for _ in range(warmup):
+            call()
+        warmups[name] = reading() - start
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(calls):
+        for name, call in candidates.items():
+            start = reading()
+            call()
+            seconds[name].append(reading() - start)
+    return {name: _latency(np.array(taken), warmups[name]) for name, taken in seconds.items()}
+
+
+def device_synchroniser(device: torch.device) -> Callable[[], object]:
+    """Return what waits for ``device``; on a CPU nothing does."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+def _latency(seconds: np.ndarray, warmup_s: float) -> Latency:
+    p50, p99 = np.percentile(seconds * 1e3, [50, 99])
+    return Latency(float(p50), float(p99), float(seconds.mean() * 1e3), warmup_s, len(seconds))

@@ -1,0 +1,1 @@
+"""Hydra configurations: YAML values, their typed schema, and what turns both into objects."""

@@ -1,0 +1,307 @@
+"""Typed configuration: every script turns its YAML into one of these once, and builds objects from it.
+
+The dataclasses are the schema (an unknown key or a wrong type is refused by Hydra with the full key); the YAML files of
+this folder hold the values. ``???`` values must be given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+
+from bac.errors import InvalidInput, sentence
+from bac.methods import BlockAdaptive, Downstream, IntervalScore, Method, NoCache, Uniform
+from bac.profile import Metric
+from bac.sampler_table import SamplerTable
+from policies.base import PolicySpec
+from policies.diffusion_transformer import DiffusionTransformerConfig
+from policies.samplers import DiffusionProcess, Spacing, ddim, ddpm
+from policies.training import TrainingConfig
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+@dataclass(kw_only=True, slots=True)
+class TaskConfig:
+    """A task: environment, observation, action chunk and how it is scored.
+
+    Attributes:
+        name: which environment and demonstrations.
+        observation: key -> channels, in the order the policy concatenates them.
+        action_dim: channels of an action.
+        action_steps: executed actions of a chunk.
+        max_steps: control steps of an episode.
+        seed: first seed of the published evaluation.
+        rate_hz: control rate of the environment.
+    """
+
+    name: str
+    observation: dict[str, int]
+    action_dim: int
+    action_steps: int
+    max_steps: int
+    seed: int
+    rate_hz: float
+
+
+@dataclass(kw_only=True, slots=True)
+class PolicyConfig:
+    """Sizes of the network and its diffusion process; see ``DiffusionTransformerConfig``."""
+
+    horizon: int
+    observation_steps: int
+    layers: int
+    heads: int
+    width: int
+    attention_dropout: float
+    train_steps: int
+
+    def build(self, task: TaskConfig) -> PolicySpec:
+        """Return the specification of this policy on ``task``."""
+        network = DiffusionTransformerConfig(
+            action_dim=task.action_dim,
+            observation_dim=sum(task.observation.values()),
+            horizon=self.horizon,
+            observation_steps=self.observation_steps,
+            layers=self.layers,
+            heads=self.heads,
+            width=self.width,
+            attention_dropout=self.attention_dropout,
+        )
+        return PolicySpec(
+            task.name, dict(task.observation), task.action_steps, network, DiffusionProcess(self.train_steps)
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class DdpmConfig:
+    """Ancestral sampling; ``steps`` null means all training steps."""
+
+    steps: int | None
+
+    def build(self, process: DiffusionProcess) -> SamplerTable:
+        """Return the coefficient table."""
+        return ddpm(process, self.steps)
+
+
+@dataclass(kw_only=True, slots=True)
+class DdimConfig:
+    """Deterministic sampling in ``steps`` steps, spaced ``trailing`` or ``leading``."""
+
+    steps: int
+    spacing: str
+
+    def build(self, process: DiffusionProcess) -> SamplerTable:
+        """Return the coefficient table."""
+        return ddim(process, self.steps, _choice("sampler.spacing", self.spacing, Spacing))
+
+
+@dataclass(kw_only=True, slots=True)
+class NoCacheConfig:
+    """Every block at every step."""
+
+    def build(self) -> Method:
+        """Return the method."""
+        return NoCache()
+
+
+@dataclass(kw_only=True, slots=True)
+class UniformConfig:
+    """See ``bac.methods.Uniform``."""
+
+    updates: int
+    force_last_step: bool
+
+    def build(self) -> Method:
+        """Return the method."""
+        return Uniform(self.updates, self.force_last_step)
+
+
+@dataclass(kw_only=True, slots=True)
+class BacConfig:
+    """See ``bac.methods.BlockAdaptive``."""
+
+    updates: int
+    upstream_blocks: int
+    metric: str
+    score: str
+    downstream: str
+    force_last_step: bool
+
+    def build(self) -> Method:
+        """Return the method."""
+        return BlockAdaptive(
+            updates=self.updates,
+            upstream_blocks=self.upstream_blocks,
+            metric=_choice("cache.metric", self.metric, Metric),
+            score=_choice("cache.score", self.score, IntervalScore),
+            downstream=_choice("cache.downstream", self.downstream, Downstream),
+            force_last_step=self.force_last_step,
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """``scripts/eval.py``: play a task with a cached policy and say what it cost and what it scored.
+
+    Attributes:
+        checkpoint: path of a checkpoint; null takes the task's shipped policy.
+        episodes: episodes to play, seeds ``seed``, ``seed + 1``, ...
+        seed: first seed; null takes the task's published one.
+        compare: ``none`` also plays the uncached policy on the same seeds and noise.
+        video: number of episodes recorded.
+        parallel: episodes in one policy call.
+        latency_calls: timed batch-1 calls of each, cached and uncached in turn.
+        error_observations: observations of the action error.
+        device: ``cpu`` or ``cuda``.
+        threads: CPU threads; null leaves torch's choice.
+    """
+
+    task: TaskConfig
+    cache: Any
+    sampler: Any
+    checkpoint: str | None
+    episodes: int
+    seed: int | None
+    compare: str | None
+    video: int
+    parallel: int
+    latency_calls: int
+    error_observations: int
+    device: str
+    threads: int | None
+
+
+@dataclass(kw_only=True, slots=True)
+class CalibrateConfig:
+    """``scripts/calibrate.py``: measure a feature profile and write the schedules made from it.
+
+    Attributes:
+        checkpoint: path of a checkpoint; null takes the task's shipped policy.
+        observations: calibration observations, each from another place in the demonstrations.
+        batch: observations in one policy call; memory grows with it.
+        seed: of the choice of observations and of the noise.
+        budgets: the values of ``cache.updates`` to write a schedule for; empty for the configured one alone.
+        device: ``cpu`` or ``cuda``.
+        threads: CPU threads; null leaves torch's choice.
+    """
+
+    task: TaskConfig
+    cache: Any
+    sampler: Any
+    checkpoint: str | None
+    observations: int
+    batch: int
+    seed: int
+    budgets: list[int]
+    device: str
+    threads: int | None
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimiserConfig:
+    """See ``policies.training.TrainingConfig``."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    betas: list[float]
+    gradient_clip: float
+    ema_power: float
+    precision: str
+
+    def build(self, seed: int) -> TrainingConfig:
+        """Return the recipe."""
+        first, second = self.betas
+        values = {name: getattr(self, name) for name in OptimiserConfig.__slots__ if name != "betas"}
+        return TrainingConfig(**values, betas=(first, second), seed=seed)
+
+
+@dataclass(kw_only=True, slots=True)
+class RolloutConfig:
+    """Episodes played with the EMA weights while training.
+
+    Attributes:
+        every: optimiser steps between rollouts; 0 for none.
+        episodes: episodes of a rollout, from seed 200000 on, so that the published seeds stay unseen.
+    """
+
+    every: int
+    episodes: int
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """``scripts/train.py``: train a policy on a task's demonstrations.
+
+    Attributes:
+        demonstrations: a zarr store; null takes the committed one.
+        output: folder of training state, log, curve and checkpoint; a run found there is resumed.
+        save_every: optimiser steps between saved states.
+        seed: of everything random.
+        device: ``cpu`` or ``cuda``.
+        threads: CPU threads; null leaves torch's choice.
+    """
+
+    task: TaskConfig
+    policy: PolicyConfig
+    optimiser: OptimiserConfig
+    rollout: RolloutConfig
+    sampler: Any
+    demonstrations: str | None
+    output: str
+    save_every: int
+    seed: int
+    device: str
+    threads: int | None
+
+
+@dataclass(kw_only=True, slots=True)
+class ImportConfig:
+    """``scripts/import_checkpoint.py``: convert a checkpoint of the original diffusion_policy.
+
+    Attributes:
+        source: the original ``.ckpt``.
+        weights: ``ema`` or ``raw``; there is no default.
+    """
+
+    task: TaskConfig
+    source: str
+    weights: str
+
+
+def register() -> None:
+    """Make the schemas known to Hydra under the names the YAML files extend."""
+    store = ConfigStore.instance()
+    scripts: dict[str, type] = {
+        "eval": EvalConfig,
+        "calibrate": CalibrateConfig,
+        "train": TrainConfig,
+        "import_checkpoint": ImportConfig,
+    }
+    for name, node in scripts.items():
+        store.store(name=f"{name}_schema", node=node)
+    groups: dict[str, dict[str, type]] = {
+        "task": {"task": TaskConfig},
+        "policy": {"policy": PolicyConfig},
+        "sampler": {"ddpm": DdpmConfig, "ddim": DdimConfig},
+        "cache": {"none": NoCacheConfig, "uniform": UniformConfig, "bac": BacConfig},
+    }
+    for group, nodes in groups.items():
+        for name, node in nodes.items():
+            store.store(group=group, name=f"{name}_schema", node=node)
+
+
+def _choice(key: str, value: str, choices: type[_Choice]) -> _Choice:
+    try:
+        return choices(value)
+    except ValueError as error:
+        allowed = ", ".join(choices)
+        raise InvalidInput(
+            sentence(key, expected=f"one of {allowed}", got=value, mend="choose one of these")
+        ) from error

@@ -1,0 +1,94 @@
+"""From a task's name to its environment and demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from bac.errors import InvalidInput, sentence
+from configs.schema import TaskConfig
+from envs.demos.push_t import PUSH_T_DEMOS, read_push_t
+from envs.demos.windows import window_index
+from envs.push_t import PushTEnv
+from envs.rollout import Env
+
+_Entry = TypeVar("_Entry")
+
+
+@dataclass(frozen=True)
+class TaskDemonstrations:
+    """Demonstrations of any task.
+
+    Attributes:
+        observations: key -> float32[N, channels], task units.
+        actions: float32[N, Da], task units.
+        episode_ends: int64[E].
+    """
+
+    observations: Mapping[str, np.ndarray]
+    actions: np.ndarray
+    episode_ends: np.ndarray
+
+    def joined(self, keys: Mapping[str, int]) -> np.ndarray:
+        """Return float32[N, Do]: the observation keys side by side in the order of ``keys``."""
+        return np.concatenate([self.observations[key] for key in keys], axis=1)
+
+    def spread_observations(self, count: int, observation_steps: int, seed: int) -> dict[str, np.ndarray]:
+        """Pick observations from all over the demonstrations: one at random from each of ``count`` equal stretches.
+
+        Returns:
+            key -> float32[count, To, channels].
+
+        Raises:
+            InvalidInput: ``count`` is not in [1, frames].
+        """
+        frames = len(self.actions)
+        if not 1 <= count <= frames:
+            raise InvalidInput(
+                sentence("observations", expected=f"1 to {frames}", got=count, mend="choose a number in that range")
+            )
+        histories = window_index(
+            self.episode_ends, horizon=observation_steps, pad_before=observation_steps - 1, pad_after=0
+        )
+        stretches = (np.arange(count) + np.random.default_rng(seed).random(count)) * frames / count
+        chosen = histories[stretches.astype(np.int64)]
+        return {key: values[chosen] for key, values in self.observations.items()}
+
+
+def environment(task: TaskConfig) -> Callable[[], Env]:
+    """Return what makes one environment of the task.
+
+    Raises:
+        InvalidInput: no such environment.
+    """
+    return partial(_known(task, _ENVIRONMENTS), task)
+
+
+def demonstrations(task: TaskConfig, path: str | None = None) -> TaskDemonstrations:
+    """Read the task's demonstrations, the committed ones unless ``path`` is given."""
+    return _known(task, _DEMONSTRATIONS)(path)
+
+
+def _push_t(task: TaskConfig) -> Env:
+    return PushTEnv(max_steps=task.max_steps)
+
+
+def _push_t_demonstrations(path: str | None) -> TaskDemonstrations:
+    read = read_push_t(PUSH_T_DEMOS if path is None else path)
+    return TaskDemonstrations(read.observations, read.actions, read.episode_ends)
+
+
+_ENVIRONMENTS = {"push_t": _push_t}
+_DEMONSTRATIONS = {"push_t": _push_t_demonstrations}
+
+
+def _known(task: TaskConfig, table: Mapping[str, _Entry]) -> _Entry:
+    if task.name not in table:
+        raise InvalidInput(
+            sentence("task.name", expected=f"one of {sorted(table)}", got=task.name, mend="choose one of these")
+        )
+    return table[task.name]

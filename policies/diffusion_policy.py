@@ -1,0 +1,114 @@
+"""The diffusion policy: normalise, denoise, unnormalise. The denoiser is injected: all that caching changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bac.errors import InvalidInput, sentence
+from bac.executors import ChunkNoise, EagerExecutor, Executor
+from bac.methods import full_schedule
+from bac.passes import optimise
+from bac.plan import lower
+from bac.sampler_table import SamplerTable
+from bac.schedule import Provenance
+from policies.base import PolicySpec
+from policies.checkpoint import PolicyCheckpoint
+from policies.diffusion_trunk import DiffusionTransformerTrunk
+from policies.samplers import ddpm
+
+
+class DiffusionPolicy:
+    """Maps observations to action chunks.
+
+    Args:
+        checkpoint: weights, normalisers and specification.
+        sampler: denoising steps; by default DDPM over all training steps.
+        denoiser: what runs them; by default the full plan, nothing cached.
+        schedules: folder of named schedules for ``bac.accelerate``.
+    """
+
+    def __init__(
+        self,
+        checkpoint: PolicyCheckpoint,
+        sampler: SamplerTable | None = None,
+        denoiser: Executor | None = None,
+        schedules: Path | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.sampler = ddpm(checkpoint.spec.process) if sampler is None else sampler
+        self.trunk = DiffusionTransformerTrunk(checkpoint.network)
+        self.provenance = Provenance(checkpoint.digest, self.sampler.identity)
+        self.schedules = schedules
+        self.denoiser = self._uncached() if denoiser is None else denoiser
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy takes and gives."""
+        return self.checkpoint.spec
+
+    @property
+    def observation_steps(self) -> int:
+        """Observations To that ``predict`` wants, oldest first."""
+        return self.spec.network.observation_steps
+
+    def with_denoiser(self, denoiser: Executor) -> Self:
+        """Return the same policy over another denoiser."""
+        return type(self)(self.checkpoint, self.sampler, denoiser, self.schedules)
+
+    def predict(
+        self, observation: Mapping[str, np.ndarray], noise_keys: Sequence[tuple[int, int]] | None = None
+    ) -> np.ndarray:
+        """Return the actions to execute.
+
+        Args:
+            observation: key -> float[B, To, channels] or float[To, channels], task units, oldest first.
+            noise_keys: per row (episode seed, chunk number); equal keys draw equal noise whatever the batch, so that
+                two policies can be compared on the same noise. Without keys the noise is fresh.
+
+        Returns:
+            float32[B, Ta, Da], task units; without B if the observation came without.
+
+        Raises:
+            InvalidInput: the observation does not fit, or there is not one key per row.
+        """
+        joined = self.spec.concatenate(observation)
+        chunk = self.denoise(joined, self.draw_noise(len(joined), noise_keys))
+        executed = self.checkpoint.action_normalizer.unnormalize(chunk[:, self.spec.executed])
+        actions = executed.float().cpu().numpy()
+        return actions if np.asarray(next(iter(observation.values()))).ndim == 3 else actions[0]
+
+    def denoise(self, observation: np.ndarray, noise: ChunkNoise) -> Tensor:
+        """Return the whole predicted chunk float32[B, T, Da], normalised, for float32[B, To, Do] in task units."""
+        on_device = torch.from_numpy(observation).to(self.trunk.device)
+        return self.denoiser(self.checkpoint.observation_normalizer.normalize(on_device), noise)
+
+    def draw_noise(self, batch: int, noise_keys: Sequence[tuple[int, int]] | None = None) -> ChunkNoise:
+        """Draw all noise of a call for ``batch`` rows; see ``predict`` for the keys."""
+        if noise_keys is not None and len(noise_keys) != batch:
+            raise InvalidInput(
+                sentence("noise keys", expected=f"{batch}, one per row", got=len(noise_keys), mend="give one per row")
+            )
+        network = self.spec.network
+        shape = (1 + self.sampler.steps, network.horizon, network.action_dim)
+        if noise_keys is None:
+            drawn = torch.randn(batch, *shape, device=self.trunk.device)
+        else:
+            # Drawn on the CPU, so that a key means the same noise on every device.
+            rows = [torch.randn(shape, generator=_generator(seed, chunk)) for seed, chunk in noise_keys]
+            drawn = torch.stack(rows).to(self.trunk.device)
+        by_step = drawn.transpose(0, 1).contiguous()
+        return ChunkNoise(by_step[0], by_step[1:])
+
+    def _uncached(self) -> Executor:
+        schedule = full_schedule(self.trunk.blocks, self.sampler.steps, self.provenance)
+        return EagerExecutor(optimise(lower(schedule)), self.trunk, self.sampler)
+
+
+def _generator(seed: int, chunk: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + chunk)

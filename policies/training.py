@@ -1,0 +1,278 @@
+"""Training of a diffusion transformer: noise prediction, EMA weights, cosine rate, exact resume.
+
+Step ``s`` draws its windows, time steps, noise and dropout from generators seeded by ``(seed, s)`` alone, so a run that
+was killed and resumed gives bit for bit the weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bac.errors import CorruptArtefact, InvalidInput, Mismatch, sentence
+from bac.files import write_whole
+from policies.diffusion_transformer import DiffusionTransformer
+
+STATE_FILE = "training.pt"
+LOG_FILE = "training_log.csv"
+_LOG_COLUMNS = ("step", "loss", "learning_rate", "seconds", "score")
+_LOG_EVERY = 20
+
+
+@dataclass(frozen=True)
+class TrainingWindows:
+    """Normalised demonstrations and the windows to draw from them; all tensors on the training device.
+
+    Attributes:
+        observations: float32[N, Do], every frame.
+        actions: float32[N, Da], every frame.
+        index: int64[W, T], the frames of each window.
+        observation_steps: leading frames of a window that the policy observes (To).
+    """
+
+    observations: Tensor
+    actions: Tensor
+    index: Tensor
+    observation_steps: int
+
+    def batch(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (float32[B, To, Do], float32[B, T, Da]) for window numbers int64[B]."""
+        frames = self.index[windows]
+        return self.observations[frames[:, : self.observation_steps]], self.actions[frames]
+
+    def to(self, device: torch.device | str) -> TrainingWindows:
+        """Return the same windows on ``device``."""
+        observations, actions, index = (each.to(device) for each in (self.observations, self.actions, self.index))
+        return TrainingWindows(observations, actions, index, self.observation_steps)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What decides the resulting weights, besides data and network.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: windows per step.
+        learning_rate: peak rate of AdamW, reached after ``warmup_steps``, then a half cosine to 0.
+        warmup_steps: linear warm-up, less than ``steps``.
+        weight_decay: on matrices only, as in the original.
+        betas: AdamW moments.
+        gradient_clip: largest gradient norm.
+        ema_power: EMA decay at step s is ``1 - (1 + s) ** -ema_power``, at most 0.9999.
+        precision: ``fp32`` or ``bf16`` autocast; bf16 pays where the processor multiplies it natively (AMX, CUDA).
+        seed: of initial weights, windows, time steps and noise.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    betas: tuple[float, float]
+    gradient_clip: float
+    ema_power: float
+    precision: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_steps < self.steps or self.batch_size < 1 or self.precision not in {"fp32", "bf16"}:
+            raise InvalidInput(
+                sentence(
+                    "training configuration",
+                    expected="warmup_steps below steps, a positive batch_size, precision fp32 or bf16",
+                    got=f"{self.warmup_steps}, {self.steps}, {self.batch_size}, {self.precision}",
+                    mend="correct the override",
+                )
+            )
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """What the caller sees after each step: step in [1, steps], loss, rate and seconds since the run began."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    seconds: float
+
+
+class Trainer:
+    """Trains ``network`` in place and keeps an EMA copy; the policy is the EMA copy.
+
+    Args:
+        network: freshly initialised, on the training device.
+        windows: what to train on, same device.
+        alphas_cumprod: float[train steps], the forward process.
+        config: the recipe.
+        folder: where the training state and log are kept.
+    """
+
+    def __init__(
+        self,
+        network: DiffusionTransformer,
+        windows: TrainingWindows,
+        alphas_cumprod: Tensor,
+        config: TrainingConfig,
+        folder: Path,
+    ) -> None:
+        self.network = network
+        self.ema = deepcopy(network).eval().requires_grad_(False)
+        self.config = config
+        self.step = 0
+        self._windows = windows
+        self._device = windows.actions.device
+        alphas = alphas_cumprod.to(self._device, torch.float32)
+        self._signal, self._noise = alphas.sqrt(), (1 - alphas).sqrt()
+        self._optimizer = torch.optim.AdamW(
+            _parameter_groups(network, config.weight_decay), betas=config.betas, fused=True
+        )
+        self._folder = folder
+        self._rows: list[dict[str, Any]] = []
+        self._seconds = 0.0
+
+    def run(self, until: int | None = None) -> Iterator[TrainingProgress]:
+        """Train up to step ``until`` (default: the end), yielding after every step."""
+        began = time.monotonic() - self._seconds
+        self.network.train()
+        for step in range(self.step, self.config.steps if until is None else until):
+            rate = self._learning_rate(step)
+            loss = self._advance(step, rate)
+            self.step = step + 1
+            self._seconds = time.monotonic() - began
+            if self.step % _LOG_EVERY == 0:
+                self._rows.append(
+                    {"step": self.step, "loss": loss, "learning_rate": rate, "seconds": round(self._seconds, 1)}
+                )
+            yield TrainingProgress(self.step, loss, rate, self._seconds)
+
+    def note_score(self, score: float) -> None:
+        """Record a rollout score of the EMA weights beside the current step."""
+        self._rows.append({"step": self.step, "score": score, "seconds": round(self._seconds, 1)})
+
+    def save(self) -> None:
+        """Write training state and log; each replaces its older version only once it is whole."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "step": self.step,
+            "seconds": self._seconds,
+            "rows": self._rows,
+            "config": asdict(self.config),
+            "network": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+        write_whole(self._folder / STATE_FILE, lambda path: torch.save(state, path))
+        write_whole(self._folder / LOG_FILE, self._write_log)
+
+    def resume(self) -> bool:
+        """Continue from the saved state if there is one; return whether there was.
+
+        Raises:
+            Mismatch: the saved run has another recipe.
+            CorruptArtefact: the state file cannot be read.
+        """
+        path = self._folder / STATE_FILE
+        if not path.exists():
+            return False
+        try:
+            state = torch.load(path, map_location=self._device, weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError) as error:
+            raise CorruptArtefact(
+                sentence(f"training state {path}", expected="a whole file", got=error, mend="delete it to start again")
+            ) from error
+        if state["config"] != asdict(self.config):
+            raise Mismatch(
+                sentence(
+                    f"training state {path}",
+                    expected=asdict(self.config),
+                    got=state["config"],
+                    mend="give the same overrides or another output folder",
+                )
+            )
+        self.network.load_state_dict(state["network"])
+        self.ema.load_state_dict(state["ema"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step, self._seconds, self._rows = state["step"], state["seconds"], state["rows"]
+        return True
+
+    def _advance(self, step: int, rate: float) -> float:
+        observations, actions = self._windows.batch(self._window_numbers(step))
+        batch = actions.shape[0]
+        generator = _generator(self._device, self.config.seed, step)
+        # One time step from each of B equal strata: the same expectation as B independent draws, less variance.
+        strata = torch.arange(batch, device=self._device) + torch.rand(batch, generator=generator, device=self._device)
+        timestep = (strata * (len(self._signal) / batch)).long().clamp_(max=len(self._signal) - 1)
+        noise = torch.randn(actions.shape, generator=generator, device=self._device)
+        noisy = self._signal[timestep, None, None] * actions + self._noise[timestep, None, None] * noise
+        torch.manual_seed(generator.initial_seed())  # dropout, if any
+        with self._autocast():
+            prediction = self.network(noisy, timestep, observations)
+        loss = (prediction.float() - noise).square().mean()
+        self._optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._average(step)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise InvalidInput(
+                sentence(
+                    f"loss at step {step}",
+                    expected="a finite number",
+                    got=value,
+                    mend="lower learning_rate; the last saved state is whole",
+                )
+            )
+        return value
+
+    def _window_numbers(self, step: int) -> Tensor:
+        total, size = len(self._windows.index), min(self.config.batch_size, len(self._windows.index))
+        epoch, position = divmod(step, total // size)
+        order = torch.randperm(total, generator=_generator("cpu", self.config.seed + 1, epoch))
+        return order[position * size : (position + 1) * size].to(self._device)
+
+    def _learning_rate(self, step: int) -> float:
+        warmup, steps = self.config.warmup_steps, self.config.steps
+        if step < warmup:
+            return self.config.learning_rate * (step + 1) / warmup
+        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self._device.type, torch.bfloat16)
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        decay = min(0.9999, 1 - (1 + step) ** -self.config.ema_power)
+        for averaged, current in zip(self.ema.parameters(), self.network.parameters(), strict=True):
+            averaged.lerp_(current, 1 - decay)
+
+    def _write_log(self, path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, _LOG_COLUMNS)
+            writer.writeheader()
+            writer.writerows(self._rows)
+
+
+def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay the matrices; leave biases, norms and positions alone."""
+    decayed = [p for name, p in network.named_parameters() if p.ndim == 2]
+    others = [p for name, p in network.named_parameters() if p.ndim != 2]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _generator(device: torch.device | str, seed: int, step: int) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + step)

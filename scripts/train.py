@@ -1,0 +1,127 @@
+"""Train a policy on a task's demonstrations: ``python scripts/train.py task=push_t``. Run it again to resume."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from bac.pictures import save_figure
+from bac.results import run_provenance, write_results
+from configs.entry import script
+from configs.schema import TrainConfig
+from configs.tasks import demonstrations, environment
+from envs.demos.windows import window_index
+from envs.rollout import rollout
+from policies.base import PolicySpec
+from policies.checkpoint import PolicyCheckpoint, load_checkpoint, save_checkpoint
+from policies.diffusion_policy import DiffusionPolicy
+from policies.diffusion_transformer import DiffusionTransformer
+from policies.normalizer import LimitsNormalizer
+from policies.training import LOG_FILE, Trainer, TrainingWindows
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+UNPUBLISHED_SEED = 200_000
+
+
+def main(config: TrainConfig, folder: Path) -> None:
+    """Train to the end of the recipe, saving on the way; write checkpoint, log, curve and JSON into ``folder``."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    spec = config.policy.build(config.task)
+    demos = demonstrations(config.task, config.demonstrations)
+    observations, actions = demos.joined(spec.observation), demos.actions
+    normalizers = LimitsNormalizer.fit(observations, "observation"), LimitsNormalizer.fit(actions, "action")
+    windows = TrainingWindows(
+        normalizers[0].normalize(torch.from_numpy(observations)),
+        normalizers[1].normalize(torch.from_numpy(actions)),
+        torch.from_numpy(_window_index(demos.episode_ends, spec)),
+        spec.network.observation_steps,
+    )
+    trainer = _trainer(config, spec, windows, folder)
+    _train(config, trainer, lambda: _checkpoint(spec, trainer, normalizers, config))
+
+    # Stored in half precision, and everything after this reads what was stored.
+    save_checkpoint(_checkpoint(spec, trainer, normalizers, config), folder / CHECKPOINT_FILE, torch.float16)
+    _draw_curve(folder / LOG_FILE, folder / "training_curve.png")
+    device = torch.device(config.device)
+    results = {
+        "steps": trainer.step,
+        "digest": load_checkpoint(folder / CHECKPOINT_FILE).digest,
+        "provenance": run_provenance(device, asdict(config)),
+    }
+    write_results(folder / "results.json", results)
+    print(f"wrote {folder / CHECKPOINT_FILE}")
+
+
+def _trainer(config: TrainConfig, spec: PolicySpec, windows: TrainingWindows, folder: Path) -> Trainer:
+    torch.manual_seed(config.seed)
+    network = DiffusionTransformer(spec.network).to(config.device)
+    alphas = torch.from_numpy(spec.process.alphas_cumprod())
+    trainer = Trainer(network, windows.to(config.device), alphas, config.optimiser.build(config.seed), folder)
+    if trainer.resume():
+        print(f"resumed {folder} at step {trainer.step}")
+    return trainer
+
+
+def _window_index(episode_ends: np.ndarray, spec: PolicySpec) -> np.ndarray:
+    return window_index(
+        episode_ends,
+        horizon=spec.network.horizon,
+        pad_before=spec.network.observation_steps - 1,
+        pad_after=spec.action_steps - 1,
+    )
+
+
+def _train(config: TrainConfig, trainer: Trainer, snapshot: Callable[[], PolicyCheckpoint]) -> None:
+    every = config.rollout.every
+    with tqdm(total=trainer.config.steps, initial=trainer.step, desc="train", unit="step") as bar:
+        for progress in trainer.run():
+            bar.update()
+            bar.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
+            last = progress.step == trainer.config.steps
+            if every and (progress.step % every == 0 or last):
+                score = _score(config, snapshot())
+                trainer.note_score(score)
+                bar.write(f"step {progress.step}: score {score:.3f} over {config.rollout.episodes} episodes")
+            if progress.step % config.save_every == 0 or last:
+                trainer.save()
+
+
+def _score(config: TrainConfig, checkpoint: PolicyCheckpoint) -> float:
+    policy = DiffusionPolicy(checkpoint, config.sampler.build(checkpoint.spec.process))
+    seeds = range(UNPUBLISHED_SEED, UNPUBLISHED_SEED + config.rollout.episodes)
+    return float(np.mean([episode.score for episode in rollout(environment(config.task), policy, seeds)]))
+
+
+def _checkpoint(
+    spec: PolicySpec, trainer: Trainer, normalizers: tuple[LimitsNormalizer, LimitsNormalizer], config: TrainConfig
+) -> PolicyCheckpoint:
+    observation, action = (normalizer.to(config.device) for normalizer in normalizers)
+    training = {"step": trainer.step, "weights": "ema", "config": asdict(config)}
+    return PolicyCheckpoint(spec, trainer.ema, observation, action, training)
+
+
+def _draw_curve(log: Path, path: Path) -> None:
+    with log.open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [(int(row["step"]), float(row["loss"])) for row in rows if row["loss"]]
+    scores = [(int(row["step"]), float(row["score"])) for row in rows if row["score"]]
+    figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    axis.semilogy(*zip(*losses, strict=True), linewidth=0.7, color="tab:blue")
+    axis.set(xlabel="optimiser step", ylabel="noise-prediction loss")
+    if scores:
+        score_axis = axis.twinx()
+        score_axis.plot(*zip(*scores, strict=True), "o-", color="tab:orange")
+        score_axis.set(ylabel="rollout score (EMA weights)", ylim=(0, 1))
+    save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    script("train", TrainConfig)(main)()

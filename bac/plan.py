@@ -157,6 +157,8 @@ def verify(plan: Plan, schedule: CacheSchedule) -> None:
     Raises:
         InvalidInput: at some step, some block's feature is missing, twice there, or from another step.
     """
+    if len(plan.steps) != schedule.steps:
+        raise _unsound(f"{schedule.steps} steps", f"{len(plan.steps)} steps", len(plan.steps))
     sources = schedule.source_steps()
     for step, stream in enumerate(simulate(plan)):
         expected = tuple((block, int(sources[block, step])) for block in range(len(schedule.blocks)))
@@ -209,7 +211,7 @@ def _slot_count(steps: tuple[tuple[Operation, ...], ...]) -> int:
         for op in operations
         if not isinstance(op, Add)
     }
-    return len(written - {None})
+    return 1 + max((slot for slot in written if slot is not None), default=-1)
 
 
 def _held(held: dict[int, tuple[tuple[int, int], ...]], slot: int, step: int) -> tuple[tuple[int, int], ...]:

@@ -124,7 +124,7 @@ class FeatureProfile:
         return cls(values, blocks, int(attributes["observations"]), provenance)
 
     def _require_sound(self, metric: Metric, values: np.ndarray) -> None:
-        square = values.ndim == 3 and values.shape[0] == len(self.blocks) and values.shape[1] == values.shape[2]
+        square = values.ndim == 3 and values.shape == (len(self.blocks), self.steps, self.steps)
         if not square or not np.isfinite(values).all():
             raise InvalidInput(
                 sentence(

@@ -178,7 +178,7 @@ class CacheSchedule:
             rows = {Block.parse(name): [int(step) for step in row] for name, row in document["updates"].items()}
             provenance = Provenance(str(document["checkpoint"]), dict(document["sampler"]))
             method, parameters = str(document["method"]), dict(document["parameters"])
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptArtefact(
                 sentence(
                     "schedule",

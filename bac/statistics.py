@@ -58,4 +58,5 @@ def wilson(successes: int, trials: int) -> Estimate:
     rate, z2 = successes / trials, _Z95**2
     centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
     half = _Z95 / (1 + z2 / trials) * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials**2))
-    return Estimate(rate, max(0.0, centre - half), min(1.0, centre + half))
+    # At 0 and N successes the bound is exact; rounding would leave 1e-17 of it.
+    return Estimate(rate, centre - half if successes else 0.0, centre + half if successes < trials else 1.0)

@@ -28,6 +28,16 @@ class Latency:
     warmup_s: float
     calls: int
 
+    def to_json(self) -> dict[str, float]:
+        """Return the milliseconds under short names, for results that say ``latency_ms``."""
+        return {
+            "p50": self.p50_ms,
+            "p99": self.p99_ms,
+            "mean": self.mean_ms,
+            "warmup_s": self.warmup_s,
+            "calls": self.calls,
+        }
+
 
 def measure_interleaved(
     candidates: Mapping[str, Callable[[], object]],

@@ -275,6 +275,19 @@ class ImportConfig:
     weights: str
 
 
+@dataclass(kw_only=True, slots=True)
+class CompareConfig:
+    """``scripts/compare.py``: put evaluations of the same episodes side by side.
+
+    Attributes:
+        reference: results folder of the run the others are compared to, usually ``cache=none``.
+        runs: results folders of the others.
+    """
+
+    reference: str
+    runs: list[str]
+
+
 def register() -> None:
     """Make the schemas known to Hydra under the names the YAML files extend."""
     store = ConfigStore.instance()
@@ -283,6 +296,7 @@ def register() -> None:
         "calibrate": CalibrateConfig,
         "train": TrainConfig,
         "import_checkpoint": ImportConfig,
+        "compare": CompareConfig,
     }
     for name, node in scripts.items():
         store.store(name=f"{name}_schema", node=node)

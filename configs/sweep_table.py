@@ -20,11 +20,14 @@ class SweepTable(Callback):
 
     def __init__(self) -> None:
         self._rows: list[tuple[str, dict[str, Any]]] = []
+        self._folder = Path()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Remember what a job wrote; a failed job has nothing to remember."""
         assert job_return.hydra_cfg is not None  # Hydra sets it before any job starts
         results = Path(job_return.hydra_cfg.hydra.runtime.output_dir) / RESULTS_FILE
+        # The jobs' common folder is the sweep's; when the sweep ends, Hydra can no longer say where it was.
+        self._folder = results.parent.parent
         if results.is_file():
             self._rows.append((" ".join(job_return.overrides or []), json.loads(results.read_text())))
 
@@ -37,11 +40,10 @@ class SweepTable(Callback):
         for overrides, results in rows:
             table.add_row(overrides, *_cells(results))
         Console().print(table)
-        folder = Path(config.hydra.sweep.dir)
-        with (folder / "summary.txt").open("w") as file:
+        with (self._folder / "summary.txt").open("w") as file:
             Console(file=file, width=160).print(table)
         document = [{"overrides": overrides, **results} for overrides, results in rows]
-        (folder / "summary.json").write_text(json.dumps(document, indent=2) + "\n")
+        (self._folder / "summary.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
 def _cells(results: dict[str, Any]) -> list[str]:

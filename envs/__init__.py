@@ -1,0 +1,1 @@
+"""Simulated tasks as gymnasium environments, their demonstrations and the episode loop."""

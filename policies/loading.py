@@ -53,11 +53,21 @@ def locate_checkpoint(source: str | Path) -> Path:
 
     Raises:
         MissingArtefact: neither exists.
+        InvalidInput: it is a checkpoint of the original diffusion_policy, which must be converted first.
     """
     shipped = PRETRAINED / str(source) / CHECKPOINT_FILE
     if shipped.is_file():
         return shipped
     path = Path(source)
+    if path.suffix == ORIGINAL_SUFFIX:
+        raise InvalidInput(
+            sentence(
+                "checkpoint",
+                expected="one of ours (.safetensors)",
+                got=f"the original's {path.name}",
+                mend="convert it with scripts/import_checkpoint.py",
+            )
+        )
     if not path.is_file():
         tasks = sorted(file.parent.name for file in PRETRAINED.glob(f"*/{CHECKPOINT_FILE}"))
         raise MissingArtefact(

@@ -156,7 +156,7 @@ def read_original_checkpoint(path: Path | str, *, weights: Literal["ema", "raw"]
 def _open(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
         raise _corrupt(path, "a whole zip file, as torch.save writes", error) from error
 
 
@@ -279,14 +279,14 @@ _GLOBALS: Mapping[tuple[str, str], object] = {
 """Every global that a file may name -> what it meets instead."""
 
 
-class _UnknownGlobalError(Exception):
+class _UnknownGlobal(Exception):
     """The file names a global outside the table."""
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) not in _GLOBALS:
-            raise _UnknownGlobalError(f"{module}.{name}")
+            raise _UnknownGlobal(f"{module}.{name}")
         return _GLOBALS[module, name]
 
     def persistent_load(self, pid: object, /) -> _Storage:
@@ -329,7 +329,7 @@ class _Archive:
         data = self._record("data.pkl")
         try:
             payload = _Unpickler(BytesIO(data)).load()
-        except _UnknownGlobalError as error:
+        except _UnknownGlobal as error:
             raise CorruptArtefact(
                 sentence(
                     f"checkpoint {self.path}",
@@ -365,7 +365,7 @@ class _Archive:
             # torch never compresses; a compressed record can swell to any size.
             if record.compress_type == zipfile.ZIP_STORED:
                 return self._records.read(record)
-        except (zipfile.BadZipFile, LookupError, ValueError, EOFError, RuntimeError) as error:
+        except (zipfile.BadZipFile, LookupError, ValueError, EOFError, RuntimeError, OSError) as error:
             raise _corrupt(self.path, f"a readable record {name}", error) from error
         raise _corrupt(self.path, f"record {name} stored as it is", "a compressed one")
 

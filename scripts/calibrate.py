@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from bac.errors import InvalidInput, sentence
 from bac.methods import BlockAdaptive
+from bac.methods.base import require_updates
 from bac.passes import optimise
 from bac.pictures import save_figure, schedule_grid, similarity_maps
 from bac.plan import cost, lower
@@ -37,11 +38,14 @@ def main(config: CalibrateConfig, folder: Path) -> None:
         )
     checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
     policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device)
+    budgets = sorted({*config.budgets, method.updates})
+    for updates in budgets:
+        require_updates(updates, policy.sampler.steps)
     profile = _profile(config, policy)
     profile.save(profile_path(checkpoint, policy.sampler))
 
     schedules = {}
-    for updates in sorted({*config.budgets, method.updates}):
+    for updates in budgets:
         budget = replace(method, updates=updates)
         schedules[updates] = budget.schedule(profile)
         schedules[updates].save(schedule_folder(checkpoint, policy.sampler) / f"bac-s{updates}.json")
@@ -63,12 +67,11 @@ def _profile(config: CalibrateConfig, policy: DiffusionPolicy) -> FeatureProfile
     demos = demonstrations(config.task)
     spread = demos.spread_observations(config.observations, policy.observation_steps, config.seed)
     joined = torch.from_numpy(policy.spec.concatenate(spread)).to(config.device)
-    observations = policy.checkpoint.observation_normalizer.normalize(joined).split(config.batch)
-    numbers = torch.arange(config.observations).split(config.batch)
-    batches = [
-        (rows, policy.draw_noise(len(rows), [(config.seed, int(number)) for number in each]))
-        for rows, each in zip(observations, numbers, strict=True)
-    ]
+    observations = policy.checkpoint.observation_normalizer.normalize(joined)
+    batches = []
+    for start in range(0, config.observations, config.batch):
+        rows = observations[start : start + config.batch]
+        batches.append((rows, policy.draw_noise(len(rows), [(config.seed, start + row) for row in range(len(rows))])))
     with tqdm(total=len(batches), desc="calibrate", unit="batch") as bar:
         return profile_features(policy.trunk, policy.sampler, policy.provenance, batches, lambda _: bar.update())
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from bac.errors import InvalidInput, sentence
+from bac.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class ChunkNoise:
 
 class Executor(Protocol):
     """Turns observations into action chunks. No state survives a call."""
+
+    @property
+    def plan(self) -> Plan:
+        """What a call does; its cost can be counted without running it."""
 
     def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:
         """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do]."""

@@ -131,7 +131,7 @@ class CacheHooks:
             self._step, self._thread = 0, thread
             return
         following = self._step + 1
-        if thread != self._thread:
+        if self._step >= 0 and thread != self._thread:
             raise _interleaved()
         if self._step < 0 or following >= len(self._timesteps) or timestep != self._timesteps[following]:
             expected = self._timesteps[following] if 0 < following < len(self._timesteps) else self._timesteps[0]

@@ -1,0 +1,1 @@
+"""Demonstrations: how they are stored, read and cut into training windows."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -86,7 +85,7 @@ def read_demonstrations(path: Path | str, keys: tuple[str, ...]) -> Demonstratio
 def write_demonstrations(demonstrations: Demonstrations, path: Path | str) -> None:
     """Write a zarr v3 ``.zip`` store in the same layout; it replaces ``path`` only once it is whole."""
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".partial-{path.name}")
     partial.unlink(missing_ok=True)
     with ZipStore(partial, mode="w") as store:
         root = zarr.open_group(store, mode="w", attributes=dict(demonstrations.attributes))
@@ -94,7 +93,7 @@ def write_demonstrations(demonstrations: Demonstrations, path: Path | str) -> No
         for name, values in demonstrations.arrays.items():
             data.create_array(name, data=values, chunks=values.shape, compressors=_COMPRESSOR)
         meta.create_array("episode_ends", data=demonstrations.episode_ends)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 @contextmanager

@@ -1,0 +1,131 @@
+"""Put evaluations of the same episodes side by side: paired differences, a Markdown table, a trade-off plot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from bac.errors import CorruptArtefact, Mismatch, MissingArtefact, sentence
+from bac.files import write_whole
+from bac.pictures import save_figure
+from bac.results import write_results
+from bac.statistics import Estimate, bootstrap_mean
+from configs.entry import script
+from configs.schema import CompareConfig
+
+RESULTS_FILE = "results.json"
+_COLUMNS = ("run", "GFLOPs", "action error", "score", "difference, paired", "success", "p50 ms", "speed-up")
+
+
+def main(config: CompareConfig, folder: Path) -> None:
+    """Write ``table.md``, ``tradeoff.png`` and ``results.json`` into ``folder``; print the table."""
+    reference = _read(Path(config.reference))
+    runs = [_read(Path(run)) for run in config.runs]
+    for run in runs:
+        _require_same_episodes(reference, run)
+    rows = [_row(each, reference) for each in (reference, *runs)]
+    table = "\n".join([_line(_COLUMNS), _line(("---",) * len(_COLUMNS)), *(_line(_cells(row)) for row in rows)]) + "\n"
+    write_whole(folder / "table.md", lambda path: path.write_text(table))
+    save_figure(_tradeoff(rows), folder / "tradeoff.png")
+    write_results(folder / RESULTS_FILE, {"episodes": reference["episodes"], "seed": reference["seed"], "rows": rows})
+    print(f"{reference['episodes']} episodes from seed {reference['seed']}\n\n{table}\nresults in {folder}")
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        raise MissingArtefact(
+            sentence(
+                "evaluation", expected=f"a file {path}", got="none", mend="give folders that scripts/eval.py wrote"
+            )
+        )
+    results: dict[str, Any] = json.loads(path.read_text())
+    if "scores" not in results:
+        raise CorruptArtefact(
+            sentence(str(path), expected="results of scripts/eval.py", got=sorted(results), mend="give its folder")
+        )
+    return results
+
+
+def _require_same_episodes(reference: dict[str, Any], run: dict[str, Any]) -> None:
+    for what, of in {
+        "first seed and episodes": lambda results: (results["seed"], results["episodes"]),
+        "checkpoint": lambda results: results["schedule"]["checkpoint"],
+    }.items():
+        if of(reference) != of(run):
+            raise Mismatch(
+                sentence(
+                    what, expected=of(reference), got=of(run), mend="evaluate both on the same episodes and policy"
+                )
+            )
+
+
+def _row(run: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    difference = bootstrap_mean(np.array(run["scores"]) - np.array(reference["scores"]))
+    return {
+        "run": _name(run["schedule"]),
+        "gflops": run["gflops"]["cached"],
+        "action_error": run["action_error"]["mean"],
+        "score": run["score"],
+        "score_difference": {"mean": difference.mean, "low": difference.low, "high": difference.high},
+        "success": run["success"],
+        "p50_ms": run["latency_ms"]["cached"]["p50"],
+        "speedup": run["speedup"],
+        "commit": run["provenance"]["commit"],
+        "command": run["provenance"]["command"],
+    }
+
+
+def _name(schedule: dict[str, Any]) -> str:
+    parameters, sampler = schedule["parameters"], schedule["sampler"]
+    parts = [schedule["method"]]
+    if "updates" in parameters:
+        parts.append(f"S={parameters['updates']}")
+    if "upstream_blocks" in parameters:
+        parts.append(f"n={parameters['upstream_blocks']}")
+    if parameters.get("force_last_step") is False:
+        parts.append("last step free")
+    if sampler["name"] != "ddpm" or sampler["steps"] != sampler["train_steps"]:
+        parts.append(f"on {sampler['name']}-{sampler['steps']} {sampler.get('spacing', '')}".strip())
+    return " ".join(parts)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    difference = row["score_difference"]
+    return (
+        row["run"],
+        f"{row['gflops']:.2f}",
+        # Errors are against the uncached policy with the run's own sampler.
+        "-" if row["run"].startswith("none") else f"{row['action_error']:.4f}",
+        str(Estimate(**row["score"])),
+        "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**difference),
+        f"{row['success']['mean']:.2f}",
+        f"{row['p50_ms']:.0f}",
+        f"{row['speedup']:.1f}x",
+    )
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _tradeoff(rows: list[dict[str, Any]]) -> Figure:
+    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    axis.axhspan(rows[0]["score"]["low"], rows[0]["score"]["high"], color="tab:gray", alpha=0.15)
+    for row in rows:
+        score = row["score"]
+        below, above = score["mean"] - score["low"], score["high"] - score["mean"]
+        axis.errorbar(row["gflops"], score["mean"], [[below], [above]], fmt="o", capsize=3)
+        axis.annotate(row["run"], (row["gflops"], score["mean"]), fontsize=7, xytext=(5, 4), textcoords="offset points")
+    axis.set_xscale("log")
+    axis.set(xlabel="GFLOPs per action chunk", ylabel="mean score, 95 % interval")
+    return figure
+
+
+if __name__ == "__main__":
+    script("compare", CompareConfig)(main)()

@@ -1,0 +1,161 @@
+"""Toys whose arithmetic tells computing from reusing, and a small random network.
+
+A toy feature has two channels: ``(step + 1) * 128**block`` and ``tag * 128**block``, where the tag is the observation.
+Six of them sum to an integer that float64 holds exactly, so a stream decodes into the step and the call that each
+block's feature comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bac.executors import ChunkNoise
+from bac.profile import FeatureProfile, Metric
+from bac.sampler_table import SamplerTable
+from bac.schedule import CacheSchedule, Provenance
+from bac.trunk import Block, BlockKind, TrunkCost
+from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
+
+BASE = 128
+BLOCKS = tuple(Block(layer, kind) for layer in range(2) for kind in BlockKind)
+PROVENANCE = Provenance("c0ffee", {"name": "toy", "steps": 12})
+# Powers of ten, so that a total shows by its digits what was counted how often.
+COST = TrunkCost(
+    branch=tuple(10**block for block in range(6)),
+    step=10**6,
+    call=10**7,
+    original_branch=tuple(2 * 10**block for block in range(6)),
+    original_step=5 * 10**6,
+)
+
+
+class ToyTrunk:
+    """A residual trunk of integers; ``meet`` runs at the start of every step."""
+
+    blocks = BLOCKS
+    cost = COST
+    device = torch.device("cpu")
+
+    def __init__(self, meet: Callable[[], object] = lambda: None) -> None:
+        self.calls: list[tuple[int, int]] = []
+        self.streams: list[Tensor] = []
+        self._meet = meet
+
+    def step_tables(self, timesteps: np.ndarray) -> range:
+        return range(len(timesteps))
+
+    def condition(self, observation: Tensor) -> Tensor:
+        return observation
+
+    def embed(self, sample: Tensor) -> Tensor:
+        self._meet()
+        return torch.zeros_like(sample)
+
+    def branch(self, block: int, stream: Tensor, table: int, condition: Tensor) -> Tensor:
+        self.calls.append((block, table))
+        return torch.cat((torch.full_like(condition, table + 1), condition), dim=-1) * BASE**block
+
+    def head(self, stream: Tensor) -> Tensor:
+        self.streams.append(stream)
+        return stream
+
+
+def decode(stream: Tensor) -> tuple[list[int], list[int]]:
+    """Return per block the step and the tag of the one feature in the stream."""
+    steps, tags = ([int(number) // BASE**block % BASE for block in range(len(BLOCKS))] for number in stream.flatten())
+    return [step - 1 for step in steps], tags
+
+
+def toy_observation(*tags: int) -> Tensor:
+    return torch.tensor(tags, dtype=torch.float64).reshape(-1, 1, 1)
+
+
+def toy_noise(batch: int, steps: int) -> ChunkNoise:
+    return ChunkNoise(torch.zeros(batch, 1, 2, dtype=torch.float64), torch.zeros(steps, batch, 1, 2))
+
+
+def toy_sampler(steps: int, identity: dict[str, str | int | float] | None = None) -> SamplerTable:
+    """Add every noise estimate to the sample, so that the chunk holds what each step made of the stream."""
+    one, zero = np.ones(steps), np.zeros(steps)
+    return SamplerTable(
+        identity={"name": "toy", "steps": steps} if identity is None else identity,
+        timesteps=np.arange(steps)[::-1],
+        recover_sample=zero,
+        recover_estimate=one,
+        to_original=one,
+        to_sample=one,
+        to_estimate=zero,
+        to_noise=zero,
+        clip=np.inf,
+    )
+
+
+def latest_update(row: Sequence[bool] | np.ndarray, step: int) -> int:
+    """Return the step whose feature a block adds at ``step``: the definition, without array tricks."""
+    return max(earlier for earlier in range(step + 1) if row[earlier])
+
+
+def schedule_of(*rows: str, provenance: Provenance = PROVENANCE) -> CacheSchedule:
+    """Read a schedule from rows of ``#`` (update) and ``.`` (reuse), one per block."""
+    mask = np.array([[cell == "#" for cell in row] for row in rows])
+    return CacheSchedule(mask, BLOCKS[: len(rows)], provenance, "toy", {"rows": list(rows)})
+
+
+def random_schedule(seed: int, steps: int = 12, blocks: tuple[Block, ...] = BLOCKS) -> CacheSchedule:
+    mask = np.random.default_rng(seed).random((len(blocks), steps)) < 0.4
+    mask[:, 0] = True
+    return CacheSchedule(mask, blocks, PROVENANCE, "random")
+
+
+def random_profile(seed: int, steps: int = 7, blocks: tuple[Block, ...] = BLOCKS) -> FeatureProfile:
+    """Return a profile whose metrics disagree with each other, so that taking the wrong one shows."""
+    rng = np.random.default_rng(seed)
+    values = {}
+    for metric in Metric:
+        upper = np.triu(rng.random((len(blocks), steps, steps)), k=1)
+        diagonal = np.eye(steps) if metric is Metric.COSINE else 0.0
+        values[metric] = (upper + upper.transpose(0, 2, 1) + diagonal).astype(np.float32)
+    return FeatureProfile(values, blocks, 32, PROVENANCE)
+
+
+def small_network() -> DiffusionTransformer:
+    """Return a network with large weights: at the usual 0.02 its branches add next to nothing and no cache shows."""
+    config = DiffusionTransformerConfig(
+        action_dim=2, observation_dim=5, horizon=4, observation_steps=2, layers=2, heads=2, width=16
+    )
+    network = DiffusionTransformer(config).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.normal_(std=0.25, generator=generator)
+    return network
+
+
+def random_inputs(seed: int, batch: int, steps: int) -> tuple[Tensor, ChunkNoise]:
+    """Return an observation and noise for ``small_network``."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(1 + steps, batch, 4, 2, generator=generator)
+    return torch.randn(batch, 2, 5, generator=generator), ChunkNoise(drawn[0], drawn[1:])
+
+
+def sampler_step(sampler: SamplerTable, step: int, sample: Tensor, estimate: Tensor, fresh: Tensor) -> Tensor:
+    """Apply the formula at the head of bac/sampler_table.py."""
+    original = sampler.recover_sample[step] * sample + sampler.recover_estimate[step] * estimate
+    return (
+        sampler.to_original[step] * original.clip(-sampler.clip, sampler.clip)
+        + sampler.to_sample[step] * sample
+        + sampler.to_estimate[step] * estimate
+        + sampler.to_noise[step] * fresh
+    )
+
+
+def drive(network: DiffusionTransformer, sampler: SamplerTable, observation: Tensor, noise: ChunkNoise) -> Tensor:
+    """Run the network's own forward at every step, as a user's loop does."""
+    sample = noise.initial
+    for step, timestep in enumerate(sampler.timesteps):
+        estimate = network(sample, torch.tensor(int(timestep)), observation)
+        sample = sampler_step(sampler, step, sample, estimate, noise.steps[step])
+    return sample

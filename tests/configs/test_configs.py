@@ -1,0 +1,152 @@
+"""Every YAML composes into its typed object, and a wrong override is refused with the full key."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from bac.errors import InvalidInput
+from bac.methods import BlockAdaptive, Uniform
+from configs import schema
+from configs.tasks import demonstrations, environment
+from policies.samplers import DiffusionProcess
+from policies.training import TrainingConfig
+
+FOLDER = Path(schema.__file__).parent
+SCRIPTS = {
+    "eval": (schema.EvalConfig, []),
+    "calibrate": (schema.CalibrateConfig, []),
+    "train": (schema.TrainConfig, []),
+    "import_checkpoint": (schema.ImportConfig, ["source=a.ckpt", "weights=ema"]),
+    "compare": (schema.CompareConfig, ["reference=a", "runs=[b]"]),
+}
+GROUPS = {path.parent.name: [] for path in FOLDER.glob("*/*.yaml")}
+for path in FOLDER.glob("*/*.yaml"):
+    GROUPS[path.parent.name].append(path.stem)
+
+
+def _compose(name: str, *overrides: str) -> object:
+    schema.register()
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        return OmegaConf.to_object(compose(name, [*SCRIPTS[name][1], *overrides]))
+
+
+def test_every_script_yaml_is_known_here() -> None:
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == set(SCRIPTS)
+    assert {path.stem for path in (FOLDER.parent / "scripts").glob("*.py")} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "train"])
+def test_script_yaml_composes(name: str) -> None:
+    assert isinstance(_compose(name), SCRIPTS[name][0])
+
+
+@pytest.mark.parametrize("cache", GROUPS["cache"])
+@pytest.mark.parametrize("sampler", GROUPS["sampler"])
+@pytest.mark.parametrize("task", GROUPS["task"])
+def test_every_choice_composes_and_builds(cache: str, sampler: str, task: str) -> None:
+    config = _compose("eval", f"cache={cache}", f"sampler={sampler}", f"task={task}")
+    assert config.cache.build().name == cache
+    assert config.sampler.build(DiffusionProcess(100)).identity["name"] == sampler
+    assert config.task.name == task
+
+
+def test_defaults_are_the_papers() -> None:
+    method = _compose("eval").cache.build()
+    assert method == BlockAdaptive(updates=10, upstream_blocks=5, force_last_step=True)
+    assert _compose("eval", "cache=uniform", "cache.updates=7").cache.build() == Uniform(updates=7)
+
+
+def test_every_field_of_a_method_can_be_set() -> None:
+    overrides = [
+        "updates=3",
+        "upstream_blocks=0",
+        "metric=l1",
+        "score=adjacent",
+        "downstream=strict",
+        "force_last_step=false",
+    ]
+    method = _compose("eval", *(f"cache.{override}" for override in overrides)).cache.build()
+    defaults = BlockAdaptive()
+    unchanged = [name for name in defaults.__dataclass_fields__ if getattr(method, name) == getattr(defaults, name)]
+    assert unchanged == ["name"]
+
+
+@pytest.mark.parametrize(
+    ("script", "override", "told"),
+    [
+        ("eval", "cache.updatez=3", "cache.updatez"),
+        ("eval", "episodez=3", "episodez"),
+        ("eval", "episodes=many", "episodes"),
+        ("eval", "cache=magic", "magic"),
+        ("eval", "task=fold_laundry", "fold_laundry"),
+        ("calibrate", "sampler.speed=9", "sampler.speed"),
+    ],
+)
+def test_unknown_override_refuses_with_the_key(script: str, override: str, told: str) -> None:
+    with pytest.raises(HydraException, match=told):
+        _compose(script, override)
+
+
+def test_parameter_of_another_method_refuses() -> None:
+    with pytest.raises(HydraException, match=r"cache\.upstream_blocks"):
+        _compose("eval", "cache=uniform", "cache.upstream_blocks=5")
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [("cache.metric", "cosine, l1, l2, mse"), ("cache.score", "anchor, adjacent"), ("cache.downstream", "strict")],
+)
+def test_unknown_choice_names_the_known_ones(key: str, told: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{key}: expected one of .*{told}"):
+        _compose("eval", f"{key}=best").cache.build()
+
+
+def test_task_config_fits_its_environment_and_demonstrations() -> None:
+    task = _compose("eval").task
+    env = environment(task)()
+    seen, _ = env.reset(seed=task.seed)
+    assert {key: values.shape for key, values in seen.items()} == {
+        key: (size,) for key, size in task.observation.items()
+    }
+    assert env.action_space.shape == (task.action_dim,)
+    demos = demonstrations(task)
+    assert demos.joined(task.observation).shape == (25_650, 20)
+    assert demos.actions.shape == (25_650, task.action_dim)
+
+
+def test_unknown_task_name_refuses() -> None:
+    task = _compose("eval", "task.name=chess").task
+    with pytest.raises(InvalidInput, match=r"task\.name: expected one of \['push_t'\], got chess"):
+        environment(task)
+
+
+def test_calibration_observations_come_from_all_over() -> None:
+    task = _compose("eval").task
+    demos = demonstrations(task)
+    spread = demos.spread_observations(32, 2, seed=0)
+    assert {key: values.shape for key, values in spread.items()} == {
+        "keypoints": (32, 2, 18),
+        "agent_position": (32, 2, 2),
+    }
+    # One from each of 32 stretches of 206 episodes: at least 30 of them lie in different episodes.
+    frames = [np_index(demos.observations["keypoints"], row[-1]) for row in spread["keypoints"]]
+    assert len({int((demos.episode_ends <= frame).sum()) for frame in frames}) >= 30
+    again, other = (demos.spread_observations(32, 2, seed=seed)["keypoints"] for seed in (0, 1))
+    assert (again == spread["keypoints"]).all()
+    assert not (other == spread["keypoints"]).all()
+
+
+def np_index(rows: object, row: object) -> int:
+    return int((rows == row).all(axis=1).argmax())
+
+
+def test_recipe_builds() -> None:
+    schema.register()
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        composed = compose("train", ["output=x"])
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config.optimiser.build(config.seed), TrainingConfig)
+    assert config.policy.build(config.task).network.observation_dim == 20

@@ -1,0 +1,147 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bac.errors import CorruptArtefact, InvalidInput, Mismatch
+from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
+from policies.samplers import DiffusionProcess
+from policies.training import LOG_FILE, STATE_FILE, Trainer, TrainingConfig, TrainingWindows
+
+RECIPE = TrainingConfig(
+    steps=8,
+    batch_size=16,
+    learning_rate=3e-3,
+    warmup_steps=2,
+    weight_decay=0.1,
+    betas=(0.9, 0.95),
+    gradient_clip=1.0,
+    ema_power=0.75,
+    precision="fp32",
+    seed=3,
+)
+
+
+def _trainer(folder: Path, config: TrainingConfig = RECIPE) -> Trainer:
+    torch.manual_seed(0)
+    # Dropout on: resuming must restore its randomness, too.
+    sizes = DiffusionTransformerConfig(
+        action_dim=2,
+        observation_dim=3,
+        horizon=4,
+        observation_steps=2,
+        layers=1,
+        heads=2,
+        width=16,
+        attention_dropout=0.1,
+    )
+    frames = torch.linspace(-1, 1, 40)
+    index = torch.arange(36)[:, None] + torch.arange(4)
+    windows = TrainingWindows(frames[:, None].expand(-1, 3), torch.stack([frames, -frames], dim=1), index, 2)
+    alphas = torch.from_numpy(DiffusionProcess(10).alphas_cumprod())
+    return Trainer(DiffusionTransformer(sizes), windows, alphas, config, folder)
+
+
+def _weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([p.flatten() for network in (trainer.network, trainer.ema) for p in network.parameters()])
+
+
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    whole = _trainer(tmp_path / "whole")
+    losses = [progress.loss for progress in whole.run()]
+
+    killed = _trainer(tmp_path / "killed")
+    before = [progress.loss for progress in killed.run(until=5)]
+    killed.save()
+    list(killed.run(until=7))  # lost with the kill: not saved
+
+    resumed = _trainer(tmp_path / "killed")
+    assert resumed.resume()
+    after = [progress.loss for progress in resumed.run()]
+    assert before + after == losses
+    assert torch.equal(_weights(resumed), _weights(whole))
+
+
+def test_loss_falls_and_weights_average(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, replace(RECIPE, steps=150))
+    losses = [progress.loss for progress in trainer.run()]
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+    assert not torch.equal(
+        _weights(trainer)[: len(_weights(trainer)) // 2], _weights(trainer)[len(_weights(trainer)) // 2 :]
+    )
+
+
+def test_rate_warms_up_and_falls_to_zero(tmp_path: Path) -> None:
+    rates = [progress.learning_rate for progress in _trainer(tmp_path).run()]
+    assert rates[:3] == pytest.approx([1.5e-3, 3e-3, 3e-3])
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[-1] < 0.1 * RECIPE.learning_rate
+
+
+def test_ema_starts_at_the_weights_and_then_lags(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path)
+    next(iter(trainer.run()))
+    # decay(0) = 1 - 1 ** -0.75 = 0: after the first step the average is the network.
+    for averaged, current in zip(trainer.ema.parameters(), trainer.network.parameters(), strict=True):
+        assert torch.equal(averaged, current)
+
+
+def test_windows_of_an_epoch_are_all_different(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path)
+    epoch = torch.cat([trainer._window_numbers(step) for step in range(2)])
+    assert len(epoch.unique()) == len(epoch) == 32
+    assert not torch.equal(trainer._window_numbers(0), trainer._window_numbers(2))
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    assert not _trainer(tmp_path).resume()
+
+
+def test_another_recipe_refuses(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path)
+    trainer.save()
+    with pytest.raises(Mismatch, match="training state"):
+        _trainer(tmp_path, replace(RECIPE, learning_rate=1e-3)).resume()
+
+
+def test_truncated_state_refuses(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path)
+    trainer.save()
+    path = tmp_path / STATE_FILE
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CorruptArtefact, match="delete it to start again"):
+        _trainer(tmp_path).resume()
+
+
+def test_log_has_losses_and_scores(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, replace(RECIPE, steps=40))
+    list(trainer.run())
+    trainer.note_score(0.5)
+    trainer.save()
+    header, *rows = (tmp_path / LOG_FILE).read_text().splitlines()
+    assert header == "step,loss,learning_rate,seconds,score"
+    assert [row.split(",")[0] for row in rows] == ["20", "40", "40"]
+    assert rows[-1].endswith(",0.5")
+
+
+def test_diverged_loss_refuses(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path)
+    with torch.no_grad():
+        trainer.network.head.bias.fill_(torch.inf)
+    with pytest.raises(InvalidInput, match="loss at step 0"):
+        next(iter(trainer.run()))
+
+
+@pytest.mark.parametrize("change", [{"warmup_steps": 8}, {"batch_size": 0}, {"precision": "fp8"}])
+def test_impossible_recipe_refuses(change: dict[str, object]) -> None:
+    with pytest.raises(InvalidInput, match="training configuration"):
+        replace(RECIPE, **change)
+
+
+def test_bf16_autocast_trains(tmp_path: Path) -> None:
+    losses = [progress.loss for progress in _trainer(tmp_path, replace(RECIPE, precision="bf16")).run()]
+    exact = [progress.loss for progress in _trainer(tmp_path / "exact").run()]
+    assert losses != exact
+    # bf16 keeps 8 bits; the loss is about 1.
+    assert losses == pytest.approx(exact, rel=0.03)

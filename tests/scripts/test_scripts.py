@@ -1,0 +1,160 @@
+"""The path of the data, end to end and small: demonstrations, training, calibration, evaluation, comparison."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
+SMALL = [
+    "policy.layers=2",
+    "policy.width=16",
+    "policy.heads=2",
+    "policy.train_steps=10",
+    "optimiser.batch_size=8",
+    "optimiser.warmup_steps=1",
+    "rollout.every=0",
+    "sampler.steps=2",
+    "threads=1",
+]
+
+
+def _run(folder: Path, script: str, *overrides: str, ok: bool = True) -> str:
+    command = [sys.executable, str(SCRIPTS / f"{script}.py"), *overrides]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout if ok else done.stderr
+
+
+def _results(folder: Path, script: str) -> tuple[Path, dict]:
+    newest = max((folder / "outputs" / script).iterdir())
+    return newest, json.loads((newest / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a policy trained for 4 steps and calibrated."""
+    folder = tmp_path_factory.mktemp("path")
+    _run(folder, "train", *SMALL, "optimiser.steps=4", "save_every=2", "output=run")
+    _run(
+        folder,
+        "calibrate",
+        "checkpoint=run/checkpoint.safetensors",
+        "observations=4",
+        "batch=2",
+        "budgets=[2]",
+        "cache.updates=3",
+    )
+    return folder
+
+
+def _evaluate(folder: Path, *overrides: str) -> dict:
+    small = ["checkpoint=run/checkpoint.safetensors", "episodes=2", "task.max_steps=12", "latency_calls=2"]
+    _run(folder, "eval", *small, "error_observations=3", "threads=1", *overrides)
+    return _results(folder, "eval")[1]
+
+
+def test_training_writes_checkpoint_log_curve_and_results(trained: Path) -> None:
+    written = {path.name for path in (trained / "run").iterdir()}
+    assert {
+        "checkpoint.safetensors",
+        "training.pt",
+        "training_log.csv",
+        "training_curve.png",
+        "results.json",
+    } <= written
+    assert json.loads((trained / "run" / "results.json").read_text())["steps"] == 4
+
+
+def test_training_again_resumes_and_other_recipe_refuses(trained: Path) -> None:
+    told = _run(trained, "train", *SMALL, "optimiser.steps=4", "save_every=2", "output=run")
+    assert f"resumed {trained / 'run'} at step 4" in told
+    told = _run(trained, "train", *SMALL, "optimiser.steps=5", "output=run", ok=False)
+    assert told.startswith(f"error: training state {trained}/run/training.pt: expected")
+    assert len(told.strip().splitlines()) == 1
+
+
+def test_calibration_writes_profile_schedules_and_pictures(trained: Path) -> None:
+    assert (trained / "run" / "profiles" / "ddpm-10.zarr.zip").is_file()
+    assert {path.name for path in (trained / "run" / "schedules" / "ddpm-10").iterdir()} == {
+        "bac-s2.json",
+        "bac-s3.json",
+    }
+    folder, results = _results(trained, "calibrate")
+    assert {"similarity.png", "schedule.png"} <= {path.name for path in folder.iterdir()}
+    assert results["observations"] == 4
+
+
+def test_evaluation_results_carry_what_they_must(trained: Path) -> None:
+    results = _evaluate(trained, "cache=bac", "cache.updates=3", "compare=none", "video=1")
+    for key in ("score", "success"):
+        assert results[key]["low"] <= results[key]["mean"] <= results[key]["high"]
+    assert (results["episodes"], results["seed"], len(results["scores"])) == (2, 100_000, 2)
+    for side in ("cached", "uncached"):
+        assert 0 < results["latency_ms"][side]["p50"] <= results["latency_ms"][side]["p99"]
+    assert results["speedup"] == results["latency_ms"]["uncached"]["p50"] / results["latency_ms"]["cached"]["p50"]
+    assert results["gflops"]["cached"] < results["gflops"]["uncached"]
+    assert 0 < results["action_error"]["mean"] <= results["action_error"]["p95"]
+    assert results["schedule"]["method"] == "bac"
+    assert results["schedule"]["parameters"]["updates"] == 3
+    assert len(results["schedule"]["digest"]) == 64
+    assert set(results["provenance"]) == {
+        "commit", "command", "device", "threads", "dtype", "python", "versions", "config",
+    }  # fmt: skip
+    assert results["compare"]["score_difference"]["low"] <= results["compare"]["score_difference"]["high"]
+    folder, _ = _results(trained, "eval")
+    assert {"episode_100000.mp4", "schedule.png", "schedule.txt"} <= {path.name for path in folder.iterdir()}
+
+
+def test_evaluation_repeats_itself_and_none_is_the_reference(trained: Path) -> None:
+    first, second = (_evaluate(trained, "cache=uniform", "cache.updates=2", "video=0") for _ in range(2))
+    assert first["scores"] == second["scores"]
+    assert first["schedule"] == second["schedule"]
+    uncached = _evaluate(trained, "cache=none", "compare=none", "video=0")
+    assert uncached["action_error"] == {"mean": 0, "p95": 0}
+    assert uncached["compare"]["score_difference"] == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_sweep_ends_with_one_table(trained: Path) -> None:
+    common = ["checkpoint=run/checkpoint.safetensors", "episodes=1", "task.max_steps=4", "latency_calls=1", "video=0"]
+    told = _run(trained, "eval", "-m", *common, "error_observations=1", "cache.updates=2,3")
+    assert told.count("cache.updates=2") >= 1
+    sweep = max((trained / "outputs" / "eval").glob("sweep_*"))
+    summary = json.loads((sweep / "summary.json").read_text())
+    assert [row["overrides"].split()[-1] for row in summary] == ["cache.updates=2", "cache.updates=3"]
+
+
+def test_comparison_pairs_runs_of_the_same_episodes(trained: Path, tmp_path: Path) -> None:
+    _evaluate(trained, "cache=none", "video=0")
+    reference = _results(trained, "eval")[0]
+    _evaluate(trained, "cache=bac", "cache.updates=3", "video=0")
+    run = _results(trained, "eval")[0]
+    told = _run(trained, "compare", f"reference={reference}", f"runs=[{run}]")
+    assert "| bac S=3 n=5 |" in told
+    folder, results = _results(trained, "compare")
+    assert results["rows"][0]["score_difference"] == {"mean": 0, "low": 0, "high": 0}
+    assert {"table.md", "tradeoff.png"} <= {path.name for path in folder.iterdir()}
+    _evaluate(trained, "cache=bac", "cache.updates=3", "video=0", "seed=5")
+    other = _results(trained, "eval")[0]
+    told = _run(trained, "compare", f"reference={reference}", f"runs=[{other}]", ok=False)
+    assert told.startswith("error: first seed and episodes: expected")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["cache.updates=11"], "error: cache.updates: expected 1 to 10, got 11"),
+        (["cache.updates=0"], "error: cache.updates: expected 1 to 10, got 0"),
+        (["cache.upstream_blocks=7"], "error: cache.upstream_blocks: expected 0 to 6, got 7"),
+        (["sampler=ddim", "sampler.steps=5"], "error: feature profile: expected a file"),
+        (["checkpoint=nowhere.safetensors"], "error: checkpoint: expected a file"),
+        (["compare=ddim"], "error: compare: expected none"),
+        (["cache.updatez=3"], "cache.updatez"),
+    ],
+)
+def test_bad_input_refuses_before_any_episode(trained: Path, overrides: list[str], told: str) -> None:
+    said = _run(trained, "eval", "checkpoint=run/checkpoint.safetensors", *overrides, ok=False)
+    assert told in said
+    assert "play" not in said

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import zarr
@@ -103,6 +103,7 @@ class FeatureProfile:
                 sentence("feature profile", expected=f"a file {path}", got="none", mend="run scripts/calibrate.py")
             )
         try:
+            ZipFile(path).close()  # refuses first: ZipStore's exit hides a failed opening behind an AttributeError
             with ZipStore(path, mode="r") as store:
                 root = zarr.open_group(store, mode="r")
                 attributes: dict[str, Any] = root.attrs.asdict()

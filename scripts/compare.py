@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,11 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _require_same_episodes(reference: dict[str, Any], run: dict[str, Any]) -> None:
-    for what, of in {
+    checks: dict[str, Callable[[dict[str, Any]], object]] = {
         "first seed and episodes": lambda results: (results["seed"], results["episodes"]),
         "checkpoint": lambda results: results["schedule"]["checkpoint"],
-    }.items():
+    }
+    for what, of in checks.items():
         if of(reference) != of(run):
             raise Mismatch(
                 sentence(

@@ -28,6 +28,7 @@ from bac.executors import ChunkNoise, EagerExecutor
 from bac.methods import full_schedule
 from bac.passes import DEFAULT, EXACT, Pass, optimise
 from bac.plan import lower
+from bac.sampler_table import SamplerTable
 from policies.diffusion_trunk import DiffusionTransformerTrunk
 from policies.samplers import DiffusionProcess, ddim, ddpm
 
@@ -63,7 +64,7 @@ def test_chunk_is_what_the_sampler_makes_of_the_estimates() -> None:
 
 
 @pytest.mark.parametrize("sampler", [ddpm(PROCESS), ddim(PROCESS, 4)], ids=["ddpm", "ddim"])
-def test_full_plan_is_the_network_in_its_own_loop(sampler) -> None:
+def test_full_plan_is_the_network_in_its_own_loop(sampler: SamplerTable) -> None:
     network = small_network()
     observation, noise = random_inputs(1, batch=2, steps=sampler.steps)
     plan = optimise(lower(full_schedule(BLOCKS, sampler.steps, PROVENANCE)))

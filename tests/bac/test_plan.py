@@ -46,7 +46,7 @@ def test_parses_what_passes_may_write() -> None:
 
 @pytest.mark.parametrize("word", ["L9.sa", "L0.sa>x", "+", "+x", "1=2+", "x=1", "compute"])
 def test_refuses_other_words(word: str) -> None:
-    with pytest.raises(CorruptArtefact, match="plan text: expected operations on known blocks, got '.*'; correct"):
+    with pytest.raises(CorruptArtefact, match=r"plan text: expected operations on known blocks, got '.*'; correct"):
         Plan.parse(f"000: {word}", BLOCKS)
 
 

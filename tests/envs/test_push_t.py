@@ -41,7 +41,7 @@ def local_keypoints(demos: PushTDemonstrations) -> np.ndarray:
 def resting(demos: PushTDemonstrations) -> np.ndarray:
     """Return bool[N]: the frames whose keypoints agree with most others, so with the recorded pose."""
     local = local_keypoints(demos)
-    return np.asarray(np.abs(local - np.median(local, axis=0)).max((1, 2)) < ROUNDING_PX)
+    return np.asarray(np.abs(local - np.median(local, axis=0)).max((1, 2)) < 5e-5)
 
 
 def play(env: PushTEnv, seed: int, steps: int = 40) -> list[Any]:

@@ -1,0 +1,73 @@
+"""Latency by a clock that the tests turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bac.errors import InvalidInput
+from bac.timing import device_synchroniser, measure_interleaved
+
+
+def rig(log: list[str]) -> tuple[Callable[[], float], Callable[[str, list[float]], Callable[[], None]]]:
+    """Return a clock, and a maker of callables that take the given seconds, call after call."""
+    now = [100.0]
+
+    def clock() -> float:
+        log.append("clock")
+        return now[0]
+
+    def taking(name: str, seconds: list[float]) -> Callable[[], None]:
+        remaining = iter(seconds)
+
+        def call() -> None:
+            log.append(name)
+            now[0] += next(remaining)
+
+        return call
+
+    return clock, taking
+
+
+def test_percentiles_of_the_timed_calls() -> None:
+    clock, taking = rig([])
+    # 1 to 101 ms in a mixed order: the 51st is the median and the 100th the 99th percentile.
+    timed = [(37 * call % 101 + 1) / 1e3 for call in range(101)]
+    latency = measure_interleaved({"a": taking("a", [5.0, 2.0, *timed])}, calls=101, clock=clock)["a"]
+    assert latency.p50_ms == pytest.approx(51)
+    assert latency.p99_ms == pytest.approx(100)
+    assert latency.mean_ms == pytest.approx(51)
+    assert latency.warmup_s == pytest.approx(7)
+    assert latency.calls == 101
+    assert latency.to_json()["p99"] == latency.p99_ms
+
+
+def test_candidates_do_not_share_their_times() -> None:
+    clock, taking = rig([])
+    candidates = {"fast": taking("fast", [9.0] + [0.001] * 3), "slow": taking("slow", [7.0] + [0.002] * 3)}
+    latency = measure_interleaved(candidates, calls=3, warmup=1, clock=clock)
+    assert (latency["fast"].p50_ms, latency["slow"].p50_ms) == (pytest.approx(1), pytest.approx(2))
+    assert (latency["fast"].warmup_s, latency["slow"].warmup_s) == (pytest.approx(9), pytest.approx(7))
+
+
+def test_calls_in_turn_and_waits_for_the_device_before_every_reading() -> None:
+    log: list[str] = []
+    clock, taking = rig(log)
+    candidates = {name: taking(name, [0.0] * 4) for name in "ab"}
+    measure_interleaved(candidates, calls=2, clock=clock, synchronise=lambda: log.append("wait"))
+    reading = ["wait", "clock"]
+    warmup = [*reading, "a", "a", *reading, *reading, "b", "b", *reading]
+    one_round = [*reading, "a", *reading, *reading, "b", *reading]
+    assert log == warmup + 2 * one_round
+
+
+def test_refuses_no_calls() -> None:
+    with pytest.raises(InvalidInput, match="latency calls: expected at least 1, got 0; time more calls"):
+        measure_interleaved({}, calls=0)
+
+
+def test_a_cpu_needs_no_waiting() -> None:
+    assert device_synchroniser(torch.device("cpu"))() is None
+    assert device_synchroniser(torch.device("cuda")) is torch.cuda.synchronize

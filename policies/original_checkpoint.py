@@ -4,7 +4,7 @@ Such a ``.ckpt`` is torch's zip format, its ``data.pkl`` pickled by dill::
 
     archive/data.pkl   cfg          omegaconf DictConfig   -> plain nested dict, ``${a.b}`` resolved
                        state_dicts  model, ema_model, ...  -> one of the two, chosen by the caller
-                       pickles      dill bytes             -> stay bytes
+                       pickles      dill bytes             -> dropped
     archive/data/<n>   storages                            -> read only for the tensors returned
 
 The pickle meets stand-ins of this file alone: nothing it names is imported and nothing of torch runs meanwhile.
@@ -253,12 +253,7 @@ def _rebuild_tensor(storage: object, offset: object, size: object, stride: objec
     raise pickle.UnpicklingError("an impossible tensor")
 
 
-def _encode(text: object, encoding: object) -> bytes:
-    """Protocol 2 has no bytes; it writes them as latin-1 text and a call of this."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError("an encoding other than that of bytes")
-    return text.encode("latin1")
-
+_NOTHING = _Function(lambda *_args: None)
 
 _GLOBALS: Mapping[tuple[str, str], object] = {
     ("collections", "OrderedDict"): _Table,
@@ -269,9 +264,10 @@ _GLOBALS: Mapping[tuple[str, str], object] = {
     ("omegaconf.base", "ContainerMetadata"): _Node,
     ("omegaconf.base", "Metadata"): _Node,
     ("typing", "Any"): None,
-    # dill spells `dict` and `list` as a call of this; only omegaconf's metadata mention them and nothing here asks.
-    ("dill._dill", "_load_type"): _Function(lambda _name: None),
-    ("_codecs", "encode"): _Function(_encode),
+    # dill spells `dict` and `list` as a call of this, in omegaconf's metadata; the real one also hands out code types.
+    ("dill._dill", "_load_type"): _NOTHING,
+    # Protocol 2 spells bytes as a call of this; they occur in `pickles` alone.
+    ("_codecs", "encode"): _NOTHING,
     ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
     ("torch._utils", "_rebuild_parameter"): _Function(lambda data, *_gradient: data),
     **{("torch", kind): kind for kind in _DTYPES},

@@ -299,6 +299,12 @@ def test_hand_written_pickle_is_named_and_refused(tmp_path: Path, data: bytes, r
     assert not marker.exists()
 
 
+def test_types_that_dill_hands_out_cannot_be_called(tmp_path: Path) -> None:
+    data = b"cdill._dill\n_load_type\n(S'DictType'\ntR(tR."
+    with pytest.raises(CorruptArtefact, match="not callable"):
+        read_original_checkpoint(_zip_of(tmp_path / "evil.ckpt", data), weights="ema")
+
+
 @pytest.mark.parametrize(
     "known",
     [
@@ -382,7 +388,15 @@ def test_compressed_record_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.ckpt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}." + bytes(1000))
-    with pytest.raises(CorruptArtefact, match="compressed"):
+    with pytest.raises(CorruptArtefact, match="a compressed one"):
+        read_original_checkpoint(path, weights="ema")
+
+
+def test_other_byte_order_is_refused(tmp_path: Path) -> None:
+    path = _zip_of(tmp_path / "big.ckpt", b"}.")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/byteorder", "big")
+    with pytest.raises(CorruptArtefact, match="little-endian"):
         read_original_checkpoint(path, weights="ema")
 
 

@@ -121,7 +121,7 @@ def test_sweep_ends_with_one_table(trained: Path) -> None:
     common = ["checkpoint=run/checkpoint.safetensors", "episodes=1", "task.max_steps=4", "latency_calls=1", "video=0"]
     told = _run(trained, "eval", "-m", *common, "error_observations=1", "cache.updates=2,3")
     assert told.count("cache.updates=2") >= 1
-    sweep = max((trained / "outputs" / "eval").glob("sweep_*"))
+    sweep = max((trained / "outputs" / "eval-sweep").iterdir())
     summary = json.loads((sweep / "summary.json").read_text())
     assert [row["overrides"].split()[-1] for row in summary] == ["cache.updates=2", "cache.updates=3"]
 

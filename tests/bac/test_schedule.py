@@ -176,18 +176,8 @@ def test_load_refuses_missing_files(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("provenance", "blocks", "steps", "sentence"),
     [
-        (
-            replace(PROVENANCE, checkpoint="decaf"),
-            6,
-            12,
-            "schedule and checkpoint: expected checkpoint c0ffee, got decaf",
-        ),
-        (
-            Provenance("c0ffee", {"name": "toy", "steps": 6}),
-            6,
-            12,
-            "schedule and sampler: expected .* got .*'steps': 6",
-        ),
+        (Provenance("decaf", PROVENANCE.sampler), 6, 12, "schedule and checkpoint: expected .* c0ffee, got decaf"),
+        (Provenance("c0ffee", {"steps": 6}), 6, 12, "schedule and sampler: expected .*'toy'.*, got {'steps': 6}"),
         (PROVENANCE, 6, 11, r"schedule: expected 11 steps of 6 blocks L0.sa..L1.ffn, got 12 steps of 6 blocks"),
         (PROVENANCE, 3, 12, r"schedule: expected 12 steps of 3 blocks L0.sa..L0.ffn, got 12 steps of 6 blocks"),
     ],

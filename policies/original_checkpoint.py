@@ -7,29 +7,24 @@ Such a ``.ckpt`` is torch's zip format, its ``data.pkl`` pickled by dill::
                        pickles      dill bytes             -> dropped
     archive/data/<n>   storages                            -> read only for the tensors returned
 
-The pickle meets stand-ins of this file alone: nothing it names is imported and nothing of torch runs meanwhile.
-A hostile file can waste time and memory; it cannot run code.
+``policies/restricted_archive.py`` reads the file without running any of it; here is what its parts mean.
 """
 
 from __future__ import annotations
 
-import math
-import pickle
 import re
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from bac.errors import CorruptArtefact, InvalidInput, Mismatch, MissingArtefact, sentence
+from bac.errors import InvalidInput, Mismatch, MissingArtefact, sentence
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from policies.normalizer import LimitsNormalizer
+from policies.restricted_archive import InertNode, TensorRef, TorchArchive, corrupt, open_records
 
 _Kind = TypeVar("_Kind", int, float, str, bool)
 
@@ -62,17 +57,6 @@ _SWITCHES = {
     "policy.model.n_cond_layers": 0,
 }
 """The only variant that our network is; one the configuration leaves out still shows in the weights' names."""
-
-_DTYPES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
 
 
 @dataclass(frozen=True)
@@ -149,18 +133,11 @@ def read_original_checkpoint(path: Path | str, *, weights: Literal["ema", "raw"]
     path = Path(path)
     if not path.is_file():
         raise MissingArtefact(sentence(f"checkpoint {path}", expected="a file", got="none", mend="correct the path"))
-    with _open(path) as records:
-        return _read(_Archive(path, records), weights)
+    with open_records(path) as records:
+        return _read(TorchArchive(path, records), weights)
 
 
-def _open(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
-        raise _corrupt(path, "a whole zip file, as torch.save writes", error) from error
-
-
-def _read(archive: _Archive, weights: str) -> OriginalCheckpoint:
+def _read(archive: TorchArchive, weights: str) -> OriginalCheckpoint:
     path, payload = archive.path, archive.payload()
     config = _plain_config(path, payload.get("cfg"))
     _require_our_variant(path, config)
@@ -183,187 +160,9 @@ def _read(archive: _Archive, weights: str) -> OriginalCheckpoint:
     )
 
 
-def _corrupt(path: Path, expected: str, got: object) -> CorruptArtefact:
-    return CorruptArtefact(
-        sentence(f"checkpoint {path}", expected=expected, got=got, mend="download or export the checkpoint again")
-    )
-
-
 def _foreign(path: Path, expected: object, got: object) -> Mismatch:
     mend = "use a checkpoint of the original's low-dim transformer policy"
     return Mismatch(sentence(f"checkpoint {path}", expected=expected, got=got, mend=mend))
-
-
-class _Storage(NamedTuple):
-    kind: str
-    key: str
-    elements: int
-
-
-class _TensorRef(NamedTuple):
-    """Where a tensor lies, as the file says; held against the storage when it is read."""
-
-    storage: _Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-class _Node:
-    """An omegaconf object: its attributes, none of its behaviour."""
-
-    state: Mapping[str, Any] = MappingProxyType({})
-
-    # Where BUILD aims at the class itself this is called unbound and fails, so no file alters what the next one meets.
-    def __setstate__(self, state: object) -> None:
-        self.state = state if isinstance(state, dict) else {}
-
-
-class _Table(dict[Any, Any]):
-    """OrderedDict and defaultdict: the items, without the default factory and without torch's module versions."""
-
-    def __init__(self, *_factory: object) -> None:
-        super().__init__()
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-class _Function:
-    """A function that a file may call; on a bare function BUILD could set attributes for the whole process."""
-
-    def __init__(self, function: Callable[..., object]) -> None:
-        self._function = function
-
-    def __call__(self, *args: object) -> object:
-        return self._function(*args)
-
-    def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError("a change of a function")
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _rebuild_tensor(storage: object, offset: object, size: object, stride: object, *_gradient: object) -> _TensorRef:
-    match storage, offset, size, stride:
-        case _Storage(), int(), tuple(), tuple() if all(map(_is_count, (offset, *size, *stride))):
-            return _TensorRef(storage, offset, size, stride)
-    raise pickle.UnpicklingError("an impossible tensor")
-
-
-_NOTHING = _Function(lambda *_args: None)
-
-_GLOBALS: Mapping[tuple[str, str], object] = {
-    ("collections", "OrderedDict"): _Table,
-    ("collections", "defaultdict"): _Table,
-    ("omegaconf.dictconfig", "DictConfig"): _Node,
-    ("omegaconf.listconfig", "ListConfig"): _Node,
-    ("omegaconf.nodes", "AnyNode"): _Node,
-    ("omegaconf.base", "ContainerMetadata"): _Node,
-    ("omegaconf.base", "Metadata"): _Node,
-    ("typing", "Any"): None,
-    # dill spells `dict` and `list` as a call of this, in omegaconf's metadata; the real one also hands out code types.
-    ("dill._dill", "_load_type"): _NOTHING,
-    # Protocol 2 spells bytes as a call of this; they occur in `pickles` alone.
-    ("_codecs", "encode"): _NOTHING,
-    ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
-    ("torch._utils", "_rebuild_parameter"): _Function(lambda data, *_gradient: data),
-    **{("torch", kind): kind for kind in _DTYPES},
-}
-"""Every global that a file may name -> what it meets instead."""
-
-
-class _UnknownGlobal(Exception):
-    """The file names a global outside the table."""
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str, /) -> Any:
-        if (module, name) not in _GLOBALS:
-            raise _UnknownGlobal(f"{module}.{name}")
-        return _GLOBALS[module, name]
-
-    def persistent_load(self, pid: object, /) -> _Storage:
-        match pid:
-            case ("storage", str(kind), str(key), str(), int(elements)) if kind in _DTYPES:
-                return _Storage(kind, key, elements)
-        raise pickle.UnpicklingError("an unknown kind of storage")
-
-
-_BROKEN_PICKLE = (
-    pickle.UnpicklingError,
-    EOFError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-)
-"""What damaged bytes raise; the pickle documentation gives examples and no closed list."""
-
-
-class _Archive:
-    """The records of an open checkpoint."""
-
-    def __init__(self, path: Path, records: zipfile.ZipFile) -> None:
-        self.path = path
-        self._records = records
-        # The folder is named after the file as it was when saved.
-        pickles = [name for name in records.namelist() if name.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise _corrupt(path, "a torch zip file with one data.pkl", f"{len(pickles)} of them")
-        self._folder = pickles[0].removesuffix("data.pkl")
-        if f"{self._folder}byteorder" in records.namelist() and self._record("byteorder") != b"little":
-            raise _corrupt(path, "little-endian values", "another byte order")
-
-    def payload(self) -> Mapping[str, Any]:
-        """Return what was saved, made of stand-ins; ``state_dicts`` is a dict."""
-        data = self._record("data.pkl")
-        try:
-            payload = _Unpickler(BytesIO(data)).load()
-        except _UnknownGlobal as error:
-            raise CorruptArtefact(
-                sentence(
-                    f"checkpoint {self.path}",
-                    expected="no global besides those of a Diffusion Policy checkpoint",
-                    got=f"{str(error)!r}, which was not run",
-                    mend="find out where the file comes from before any other program opens it",
-                )
-            ) from error
-        except _BROKEN_PICKLE as error:
-            raise _corrupt(self.path, "a pickle that torch.save wrote", error) from error
-        if not isinstance(payload, dict) or not isinstance(payload.get("state_dicts"), dict):
-            held = sorted(map(str, payload)) if isinstance(payload, dict) else type(payload).__name__
-            raise _corrupt(self.path, "a dict with state_dicts", held)
-        return payload
-
-    def tensor(self, name: str, ref: _TensorRef) -> Tensor:
-        """Return one tensor on the CPU, contiguous."""
-        data = self._record(f"data/{ref.storage.key}")
-        dtype = _DTYPES[ref.storage.kind]
-        try:
-            # frombuffer refuses an empty buffer, which is what the original's _dummy_variable has.
-            values = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            # A stride of 0 would let a small storage claim any size.
-            if values.numel() == ref.storage.elements and math.prod(ref.size) <= values.numel():
-                return values.as_strided(ref.size, ref.stride, ref.offset).contiguous()
-        except (ValueError, RuntimeError, TypeError, OverflowError) as error:
-            raise _corrupt(self.path, f"a storage that holds {name}", error) from error
-        raise _corrupt(self.path, f"a storage that holds {name} {list(ref.size)}", f"{values.numel()} values")
-
-    def _record(self, name: str) -> bytes:
-        try:
-            record = self._records.getinfo(self._folder + name)
-            # torch never compresses; a compressed record can swell to any size.
-            if record.compress_type == zipfile.ZIP_STORED:
-                return self._records.read(record)
-        except (zipfile.BadZipFile, LookupError, ValueError, EOFError, RuntimeError, OSError) as error:
-            raise _corrupt(self.path, f"a readable record {name}", error) from error
-        raise _corrupt(self.path, f"record {name} stored as it is", "a compressed one")
 
 
 def _plain_config(path: Path, node: object) -> Mapping[str, Any]:
@@ -371,14 +170,14 @@ def _plain_config(path: Path, node: object) -> Mapping[str, Any]:
         written = _plain(node)
         config = _resolve(written, written)
     except (RecursionError, TypeError) as error:
-        raise _corrupt(path, "cfg as an omegaconf tree of plain values", error) from error
+        raise corrupt(path, "cfg as an omegaconf tree of plain values", error) from error
     if not isinstance(config, dict):
-        raise _corrupt(path, "cfg as an omegaconf DictConfig", type(node).__name__)
+        raise corrupt(path, "cfg as an omegaconf DictConfig", type(node).__name__)
     return config
 
 
 def _plain(node: object) -> Any:
-    if isinstance(node, _Node):
+    if isinstance(node, InertNode):
         return _plain(node.state.get("_content", node.state.get("_val")))
     if isinstance(node, dict):
         return {key: _plain(value) for key, value in node.items()}
@@ -425,7 +224,7 @@ def _needed(path: Path, config: Mapping[str, Any], where: str, kind: type[_Kind]
     # bool is an int, and YAML writes a round float as an int.
     if type(value) is kind or (kind is float and type(value) is int):
         return kind(value)
-    raise _corrupt(path, f"cfg.{where} of type {kind.__name__}", repr(value))
+    raise corrupt(path, f"cfg.{where} of type {kind.__name__}", repr(value))
 
 
 def _require_our_variant(path: Path, config: Mapping[str, Any]) -> None:
@@ -438,7 +237,7 @@ def _require_our_variant(path: Path, config: Mapping[str, Any]) -> None:
             raise _foreign(path, f"{where}={ours}", stated)
 
 
-def _policy_tensors(path: Path, state_dicts: Mapping[str, Any], weights: str) -> Mapping[str, _TensorRef]:
+def _policy_tensors(path: Path, state_dicts: Mapping[str, Any], weights: str) -> Mapping[str, TensorRef]:
     key = _STATE_DICTS[weights]
     if key not in state_dicts:
         other = "raw" if weights == "ema" else "ema"
@@ -447,10 +246,10 @@ def _policy_tensors(path: Path, state_dicts: Mapping[str, Any], weights: str) ->
         raise MissingArtefact(sentence(f"checkpoint {path}", expected=f"state_dicts.{key}", got=held, mend=mend))
     policy = state_dicts[key]
     if not isinstance(policy, dict):
-        raise _corrupt(path, f"state_dicts.{key} as a dict", type(policy).__name__)
-    strange = [name for name, ref in policy.items() if not isinstance(name, str) or not isinstance(ref, _TensorRef)]
+        raise corrupt(path, f"state_dicts.{key} as a dict", type(policy).__name__)
+    strange = [name for name, ref in policy.items() if not isinstance(name, str) or not isinstance(ref, TensorRef)]
     if strange:
-        raise _corrupt(path, f"nothing but tensors in state_dicts.{key}", strange[:3])
+        raise corrupt(path, f"nothing but tensors in state_dicts.{key}", strange[:3])
     return policy
 
 
@@ -483,7 +282,7 @@ def _network_config(
     return told
 
 
-def _require_names(path: Path, policy: Mapping[str, _TensorRef], config: DiffusionTransformerConfig) -> None:
+def _require_names(path: Path, policy: Mapping[str, TensorRef], config: DiffusionTransformerConfig) -> None:
     with torch.device("meta"):
         ours = DiffusionTransformer(config).state_dict()
     sizes = {_NETWORK + name: tuple(value.shape) for name, value in ours.items()}
@@ -505,10 +304,10 @@ def _require_values(path: Path, network: Mapping[str, Tensor], config: Diffusion
             raise _foreign(path, f"a causal {mask}", "another one")
     for name, value in network.items():
         if not value.is_floating_point() or not (name in _MASKS or torch.isfinite(value).all()):
-            raise _corrupt(path, f"finite floating-point weights in {name}", f"NaN or infinity, or {value.dtype}")
+            raise corrupt(path, f"finite floating-point weights in {name}", f"NaN or infinity, or {value.dtype}")
 
 
-def _normalizer(archive: _Archive, policy: Mapping[str, _TensorRef], key: str, channels: int) -> LimitsNormalizer:
+def _normalizer(archive: TorchArchive, policy: Mapping[str, TensorRef], key: str, channels: int) -> LimitsNormalizer:
     names = (f"{_NORMALIZER}{key}.scale", f"{_NORMALIZER}{key}.offset")
     scale, offset = (archive.tensor(name, policy[name]).float() for name in names)
     # The original's identity normaliser is one channel wide and broadcasts.

@@ -36,7 +36,7 @@ def fold_reused_runs(plan: Plan) -> Plan:
         written = {op.slot for op in operations if isinstance(op, Compute)}
         valid = {run: slot for run, slot in valid.items() if written.isdisjoint(run)}
         steps.append(tuple(folded))
-    return Plan(plan.blocks, tuple(steps), next_slot)
+    return replace(plan, steps=tuple(steps))
 
 
 def drop_dead_stores(plan: Plan) -> Plan:
@@ -86,7 +86,7 @@ def pack_slots(plan: Plan) -> Plan:
             free.extend(home.pop(slot) for slot in ended)
             position += 1
         steps.append(tuple(packed))
-    return Plan(plan.blocks, tuple(steps), slots)
+    return replace(plan, steps=tuple(steps))
 
 
 EXACT: tuple[Pass, ...] = (drop_dead_stores, pack_slots)

@@ -12,6 +12,7 @@ A plan has a text form (a line per step) that parses back::
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Add:
 
 @dataclass(frozen=True)
 class Fold:
-    """Put the sum of the features in ``slots`` into slot ``into``."""
+    """Put the sum of the features in ``slots`` into slot ``into``, which is none of them."""
 
     slots: tuple[int, ...]
     into: int
@@ -54,12 +55,15 @@ class Plan:
     Attributes:
         blocks: names for the block numbers, in the order of the stream.
         steps: per step, its operations in order.
-        slots: number of feature slots used.
     """
 
     blocks: tuple[Block, ...]
     steps: tuple[tuple[Operation, ...], ...]
-    slots: int
+
+    @property
+    def slots(self) -> int:
+        """Number of feature slots a call needs: one more than the highest one named."""
+        return 1 + max((slot for op in self.operations() for slot in _slots(op)), default=-1)
 
     def operations(self) -> Iterator[Operation]:
         """Yield all operations in the order of execution."""
@@ -83,13 +87,18 @@ class Plan:
         """Read back what ``str`` gives.
 
         Raises:
-            CorruptArtefact: a word is no operation on these blocks.
+            CorruptArtefact: a line does not begin with its step, or a word is no operation on these blocks.
         """
         numbers = {str(block): number for number, block in enumerate(blocks)}
-        steps = tuple(
-            tuple(_read(word, numbers) for word in line.partition(":")[2].split()) for line in text.strip().splitlines()
-        )
-        return cls(blocks, steps, _slot_count(steps))
+        steps = []
+        for step, line in enumerate(text.strip().splitlines()):
+            label, *words = line.split()
+            if not re.fullmatch(rf"0*{step}:", label):
+                raise CorruptArtefact(
+                    sentence("plan text", expected=f"a line of step {step}", got=repr(line), mend="number the lines")
+                )
+            steps.append(tuple(_read(word, numbers) for word in words))
+        return cls(blocks, tuple(steps))
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ def lower(schedule: CacheSchedule) -> Plan:
         tuple(Compute(block, block) if update else Add(block) for block, update in enumerate(column))
         for column in schedule.mask.T.tolist()
     )
-    return Plan(schedule.blocks, steps, len(schedule.blocks))
+    return Plan(schedule.blocks, steps)
 
 
 def simulate(plan: Plan) -> tuple[tuple[tuple[int, int], ...], ...]:
@@ -189,29 +198,30 @@ def _show(op: Operation, blocks: tuple[Block, ...]) -> str:
             return f"{into}={'+'.join(map(str, slots))}"
 
 
+_OPERATION = re.compile(r"\+(?P<add>\d+)|(?P<into>\d+)=(?P<fold>\d+(\+\d+)*)|(?P<block>L\d+\.\w+)(>(?P<slot>\d+))?")
+
+
 def _read(word: str, numbers: dict[str, int]) -> Operation:
-    try:
-        if word.startswith("+"):
-            return Add(int(word[1:]))
-        if "=" in word:
-            into, _, slots = word.partition("=")
-            return Fold(tuple(int(slot) for slot in slots.split("+")), int(into))
-        name, _, slot = word.partition(">")
-        return Compute(numbers[name], int(slot) if slot else None)
-    except (ValueError, KeyError) as error:
+    found = _OPERATION.fullmatch(word)
+    if found is None or (found["block"] and found["block"] not in numbers):
         raise CorruptArtefact(
             sentence("plan text", expected="operations on known blocks", got=repr(word), mend="correct the word")
-        ) from error
+        )
+    if found["add"]:
+        return Add(int(found["add"]))
+    if found["fold"]:
+        return Fold(tuple(int(slot) for slot in found["fold"].split("+")), int(found["into"]))
+    return Compute(numbers[found["block"]], None if found["slot"] is None else int(found["slot"]))
 
 
-def _slot_count(steps: tuple[tuple[Operation, ...], ...]) -> int:
-    written = {
-        op.into if isinstance(op, Fold) else op.slot
-        for operations in steps
-        for op in operations
-        if not isinstance(op, Add)
-    }
-    return 1 + max((slot for slot in written if slot is not None), default=-1)
+def _slots(op: Operation) -> tuple[int, ...]:
+    match op:
+        case Compute(_, slot):
+            return () if slot is None else (slot,)
+        case Add(slot):
+            return (slot,)
+        case Fold(slots, into):
+            return (*slots, into)
 
 
 def _held(held: dict[int, tuple[tuple[int, int], ...]], slot: int, step: int) -> tuple[tuple[int, int], ...]:

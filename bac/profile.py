@@ -32,7 +32,7 @@ class Metric(StrEnum):
     MSE = "mse"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureProfile:
     """Mean comparison of features over N calibration observations.
 
@@ -50,6 +50,12 @@ class FeatureProfile:
     provenance: Provenance
 
     def __post_init__(self) -> None:
+        if set(self.values) != set(Metric):
+            raise InvalidInput(
+                sentence(
+                    "feature profile", expected=f"metrics {list(Metric)}", got=list(self.values), mend="give them all"
+                )
+            )
         for metric in Metric:
             self._require_sound(metric, self.values[metric])
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
@@ -111,6 +117,9 @@ class FeatureProfile:
                     raise KeyError(f"format {attributes['format']!r}")
                 arrays = dict(root.arrays())
                 values = {metric: np.asarray(arrays[metric][:]) for metric in Metric}
+            provenance = Provenance(attributes["checkpoint"], attributes["sampler"])
+            blocks = tuple(Block.parse(name) for name in attributes["blocks"])
+            observations = int(attributes["observations"])
         except (BadZipFile, KeyError, FileNotFoundError, json.JSONDecodeError) as error:
             raise CorruptArtefact(
                 sentence(
@@ -120,9 +129,7 @@ class FeatureProfile:
                     mend="write it again with scripts/calibrate.py",
                 )
             ) from error
-        provenance = Provenance(attributes["checkpoint"], attributes["sampler"])
-        blocks = tuple(Block.parse(name) for name in attributes["blocks"])
-        return cls(values, blocks, int(attributes["observations"]), provenance)
+        return cls(values, blocks, observations, provenance)
 
     def _require_sound(self, metric: Metric, values: np.ndarray) -> None:
         square = values.ndim == 3 and values.shape == (len(self.blocks), self.steps, self.steps)

@@ -56,7 +56,7 @@ class Provenance:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CacheSchedule:
     """Block x step booleans: True recomputes the block, False reuses its latest feature.
 
@@ -111,7 +111,8 @@ class CacheSchedule:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the mask, its rows and what it was made for; the method's name does not enter."""
-        text = json.dumps([self._update_steps(), self.steps, self.provenance.checkpoint, dict(self.provenance.sampler)])
+        sampler = sorted(self.provenance.sampler.items())
+        text = json.dumps([self._update_steps(), self.steps, self.provenance.checkpoint, sampler])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def source_steps(self) -> np.ndarray:
@@ -174,8 +175,10 @@ class CacheSchedule:
         try:
             if document["format"] != _FORMAT:
                 raise KeyError(f"format {document['format']!r}")
-            steps = int(document["steps"])
-            rows = {Block.parse(name): [int(step) for step in row] for name, row in document["updates"].items()}
+            steps = _whole(document["steps"])
+            rows = {Block.parse(name): [_whole(step) for step in row] for name, row in document["updates"].items()}
+            if steps < 1 or not 0 < len(rows) == len(document["updates"]):
+                raise ValueError(f"{steps} steps of {len(rows)} different blocks")
             provenance = Provenance(str(document["checkpoint"]), dict(document["sampler"]))
             method, parameters = str(document["method"]), dict(document["parameters"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -216,6 +219,12 @@ class CacheSchedule:
     def _update_steps(self) -> dict[str, list[int]]:
         rows = zip(self.blocks, self.mask, strict=True)
         return {str(block): np.flatnonzero(row).tolist() for block, row in rows}
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} in place of an integer")
+    return value
 
 
 def _mask(rows: Mapping[Block, list[int]], steps: int) -> np.ndarray:

@@ -80,7 +80,7 @@ def measure_interleaved(
 
 def device_synchroniser(device: torch.device) -> Callable[[], object]:
     """Return what waits for ``device``; on a CPU nothing does."""
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None
 
 
 def _latency(seconds: np.ndarray, warmup_s: float) -> Latency:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -76,10 +77,11 @@ class CacheHooks:
         self._features: dict[int, Tensor] = {}
         self._step = -1
         self._thread = 0
-        self._restore: list[Callable[[], None]] = []
+        self._restore = ExitStack()
+        self._attached = False
 
     def __repr__(self) -> str:
-        state = "attached" if self._restore else "detached"
+        state = "attached" if self._attached else "detached"
         return f"CacheHooks({state}, {len(self._sites.branches)} sites, {self._schedule.updates} updates)"
 
     def __enter__(self) -> Self:
@@ -101,15 +103,19 @@ class CacheHooks:
                 sentence("network", expected="no cache hooks", got="hooks attached", mend="detach the others first")
             )
         self._step = -1
-        self._restore.append(_patch(self._sites.network, "forward", self._counted))
-        for number, (owner, name) in enumerate(self._sites.branches.values()):
-            self._restore.append(_patch(owner, name, partial(self._cached, number)))
+        # Leaving the inner stack early, on a site that cannot be patched, undoes the patches made so far.
+        with ExitStack() as patched:
+            patched.callback(_patch(self._sites.network, "forward", self._counted))
+            for number, (owner, name) in enumerate(self._sites.branches.values()):
+                patched.callback(_patch(owner, name, partial(self._cached, number)))
+            self._restore = patched.pop_all()
+        self._attached = True
         return self
 
     def detach(self) -> None:
         """Give the network its own methods back; does nothing when detached already."""
-        while self._restore:
-            self._restore.pop()()
+        self._restore.close()
+        self._attached = False
         self._features.clear()
 
     def _counted(self, forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -126,8 +126,7 @@ def test_attaches_again_after_detach() -> None:
 
 def test_refuses_two_at_once() -> None:
     network = small_network()
-    hooks = hooks_on(network)
-    with hooks:
+    with hooks_on(network) as hooks:
         for second in (hooks, hooks_on(network, seed=1)):
             with pytest.raises(InvalidInput, match="network: expected no cache hooks, got hooks attached; detach"):
                 second.attach()

@@ -119,10 +119,7 @@ def test_any_combination_keeps_what_reaches_the_head(passes: tuple[Pass, ...], s
         (fold_reused_runs,),
         DEFAULT,
         EXACT,
-        pytest.param(
-            (drop_dead_stores,),
-            marks=pytest.mark.xfail(reason="the pass leaves Plan.slots as it was when the highest slot is dead"),
-        ),
+        (drop_dead_stores,),
     ],
 )
 def test_optimised_plans_parse_back(passes: tuple[Pass, ...], seed: int) -> None:

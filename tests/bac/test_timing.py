@@ -68,6 +68,9 @@ def test_refuses_no_calls() -> None:
         measure_interleaved({}, calls=0)
 
 
-def test_a_cpu_needs_no_waiting() -> None:
+def test_a_cpu_needs_no_waiting_and_a_gpu_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device_synchroniser(torch.device("cpu"))() is None
-    assert device_synchroniser(torch.device("cuda")) is torch.cuda.synchronize
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    device_synchroniser(torch.device("cuda:1"))()
+    assert waited == [torch.device("cuda:1")]

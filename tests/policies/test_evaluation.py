@@ -15,7 +15,7 @@ from tests.policies.networks import observation, small_policy
 class Shifted:
     """An executor whose chunks are off by a known amount: row i by i / 10 in the first action channel."""
 
-    plan = Plan((), (), 0)
+    plan = Plan((), ())
 
     def __init__(self, policy: DiffusionPolicy) -> None:
         self._policy = policy

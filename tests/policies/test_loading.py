@@ -74,9 +74,7 @@ def test_converted_original_predicts_as_its_weights_say(tmp_path: Path, monkeypa
     assert load_checkpoint(tmp_path / "checkpoint.safetensors").digest == asked.checkpoint.digest
 
 
-@pytest.mark.parametrize(
-    "change", [{"beta_schedule": "linear"}, {"prediction_type": "sample"}, {"clip_sample": False}]
-)
+@pytest.mark.parametrize("change", [{"beta_schedule": "linear"}, {"prediction_type": "sample"}, {"clip_sample": False}])
 def test_original_with_another_diffusion_process_refuses(
     change: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,8 @@ def test_results_table_is_the_committed_one() -> None:
 
 def test_committed_results_come_from_clean_commits_and_name_their_commands() -> None:
     rows = json.loads((RESULTS / "results.json").read_text())["rows"]
-    assert len(rows) >= 5
+    assert rows[0]["run"] == "none"
+    assert len(rows) > 1
     for row in rows:
         assert re.fullmatch(r"[0-9a-f]{40}", row["commit"]), row["run"]
         assert "scripts/eval.py" in row["command"]

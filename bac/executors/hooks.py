@@ -85,7 +85,7 @@ class CacheHooks:
         return f"CacheHooks({state}, {len(self._sites.branches)} sites, {self._schedule.updates} updates)"
 
     def __enter__(self) -> Self:
-        return self.attach()
+        return self if self._attached else self.attach()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -20,7 +20,7 @@ from configs.entry import script
 from configs.schema import CompareConfig
 
 RESULTS_FILE = "results.json"
-_COLUMNS = ("run", "GFLOPs", "action error", "score", "difference, paired", "success", "p50 ms", "speed-up")
+_COLUMNS = ("run", "GFLOPs", "action error", "score", "difference, paired", "success", "p50 ms", "against own uncached")
 
 
 def main(config: CompareConfig, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pure passes, plan -> plan. ``EXACT`` passes keep every bit; ``fold_reused_runs`` reorders additions (about 3e-7)."""
+"""Pure passes, plan -> plan. ``EXACT`` passes keep every bit; ``fold_reused_runs`` reorders additions (float32 rounding)."""
 
 from __future__ import annotations
 

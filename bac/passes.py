@@ -1,4 +1,4 @@
-"""Pure passes, plan -> plan. ``EXACT`` passes keep every bit; ``fold_reused_runs`` reorders additions (float32 rounding)."""
+"""Pure passes, plan -> plan. ``EXACT`` ones keep every bit; ``fold_reused_runs`` adds in another order."""
 
 from __future__ import annotations
 

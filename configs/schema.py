@@ -205,7 +205,7 @@ class CalibrateConfig:
 class OptimiserConfig:
     """See ``policies.training.TrainingConfig``."""
 
-    steps: int
+    cycles: list[int]
     batch_size: int
     learning_rate: float
     warmup_steps: int
@@ -218,8 +218,8 @@ class OptimiserConfig:
     def build(self, seed: int) -> TrainingConfig:
         """Return the recipe."""
         first, second = self.betas
-        values = {name: getattr(self, name) for name in OptimiserConfig.__slots__ if name != "betas"}
-        return TrainingConfig(**values, betas=(first, second), seed=seed)
+        values = {name: getattr(self, name) for name in OptimiserConfig.__slots__ if name not in {"cycles", "betas"}}
+        return TrainingConfig(**values, cycles=tuple(self.cycles), betas=(first, second), seed=seed)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,7 +1,8 @@
 """Training of a diffusion transformer: noise prediction, EMA weights, cosine rate, exact resume.
 
 Step ``s`` draws its windows, time steps, noise and dropout from generators seeded by ``(seed, s)`` alone, so a run that
-was killed and resumed gives bit for bit the weights of one that was not.
+was killed and resumed gives bit for bit the weights of one that was not. For the same reason a finished run can be
+continued by another cycle: the longer recipe begins with the shorter one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,10 @@ class TrainingConfig:
     """What decides the resulting weights, besides data and network.
 
     Attributes:
-        steps: optimiser steps.
+        cycles: optimiser steps of each cosine cycle (warm restarts, Loshchilov and Hutter 2017, arXiv:1608.03983).
         batch_size: windows per step.
-        learning_rate: peak rate of AdamW, reached after ``warmup_steps``, then a half cosine to 0.
-        warmup_steps: linear warm-up, less than ``steps``.
+        learning_rate: peak rate of AdamW, reached ``warmup_steps`` into a cycle, then a half cosine to 0.
+        warmup_steps: linear warm-up of each cycle, less than the shortest.
         weight_decay: on matrices only, as in the original.
         betas: AdamW moments.
         gradient_clip: largest gradient norm.
@@ -73,7 +74,7 @@ class TrainingConfig:
         seed: of initial weights, windows, time steps and noise.
     """
 
-    steps: int
+    cycles: tuple[int, ...]
     batch_size: int
     learning_rate: float
     warmup_steps: int
@@ -85,15 +86,37 @@ class TrainingConfig:
     seed: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup_steps < self.steps or self.batch_size < 1 or self.precision not in {"fp32", "bf16"}:
+        shortest = min(self.cycles, default=0)
+        if not 0 <= self.warmup_steps < shortest or self.batch_size < 1 or self.precision not in {"fp32", "bf16"}:
             raise InvalidInput(
                 sentence(
                     "training configuration",
-                    expected="warmup_steps below steps, a positive batch_size, precision fp32 or bf16",
-                    got=f"{self.warmup_steps}, {self.steps}, {self.batch_size}, {self.precision}",
+                    expected="warmup_steps below every cycle, a positive batch_size, precision fp32 or bf16",
+                    got=f"{self.warmup_steps}, {self.cycles}, {self.batch_size}, {self.precision}",
                     mend="correct the override",
                 )
             )
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all cycles."""
+        return sum(self.cycles)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of step ``step`` in [0, steps)."""
+        for cycle in self.cycles:
+            if step < cycle:
+                break
+            step -= cycle
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / (cycle - self.warmup_steps)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def begins_like(self, other: TrainingConfig, steps: int) -> bool:
+        """Return whether both recipes give the same weights after ``steps`` steps."""
+        same_rates = all(self.rate(step) == other.rate(step) for step in range(steps))
+        return same_rates and replace(self, cycles=other.cycles) == other
 
 
 @dataclass(frozen=True)
@@ -145,7 +168,7 @@ class Trainer:
         began = time.monotonic() - self._seconds
         self.network.train()
         for step in range(self.step, self.config.steps if until is None else until):
-            rate = self._learning_rate(step)
+            rate = self.config.rate(step)
             loss = self._advance(step, rate)
             self.step = step + 1
             self._seconds = time.monotonic() - began
@@ -178,7 +201,7 @@ class Trainer:
         """Continue from the saved state if there is one; return whether there was.
 
         Raises:
-            Mismatch: the saved run has another recipe.
+            Mismatch: the saved steps followed another recipe; further cycles are no other recipe.
             CorruptArtefact: the state file cannot be read.
         """
         path = self._folder / STATE_FILE
@@ -190,12 +213,13 @@ class Trainer:
             raise CorruptArtefact(
                 sentence(f"training state {path}", expected="a whole file", got=error, mend="delete it to start again")
             ) from error
-        if state["config"] != asdict(self.config):
+        saved = TrainingConfig(**state["config"])
+        if state["step"] > self.config.steps or not self.config.begins_like(saved, state["step"]):
             raise Mismatch(
                 sentence(
                     f"training state {path}",
                     expected=asdict(self.config),
-                    got=state["config"],
+                    got=f"{asdict(saved)} at step {state['step']}",
                     mend="give the same overrides or another output folder",
                 )
             )
@@ -242,12 +266,6 @@ class Trainer:
         epoch, position = divmod(step, total // size)
         order = torch.randperm(total, generator=_generator("cpu", self.config.seed + 1, epoch))
         return order[position * size : (position + 1) * size].to(self._device)
-
-    def _learning_rate(self, step: int) -> float:
-        warmup, steps = self.config.warmup_steps, self.config.steps
-        if step < warmup:
-            return self.config.learning_rate * (step + 1) / warmup
-        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "fp32":

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from policies.samplers import DiffusionProcess
 from policies.training import LOG_FILE, STATE_FILE, Trainer, TrainingConfig, TrainingWindows
 
 RECIPE = TrainingConfig(
-    steps=8,
+    cycles=(8,),
     batch_size=16,
     learning_rate=3e-3,
     warmup_steps=2,
@@ -64,7 +65,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> 
 
 
 def test_loss_falls_and_weights_average(tmp_path: Path) -> None:
-    trainer = _trainer(tmp_path, replace(RECIPE, steps=150))
+    trainer = _trainer(tmp_path, replace(RECIPE, cycles=(150,)))
     losses = [progress.loss for progress in trainer.run()]
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
     assert not torch.equal(
@@ -77,6 +78,27 @@ def test_rate_warms_up_and_falls_to_zero(tmp_path: Path) -> None:
     assert rates[:3] == pytest.approx([1.5e-3, 3e-3, 3e-3])
     assert rates[2:] == sorted(rates[2:], reverse=True)
     assert rates[-1] < 0.1 * RECIPE.learning_rate
+
+
+def test_each_cycle_warms_up_again(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, cycles=(8, 5))
+    rates = [recipe.rate(step) for step in range(recipe.steps)]
+    assert rates[:8] == [RECIPE.rate(step) for step in range(8)]
+    assert rates[8:] == [replace(RECIPE, cycles=(5,)).rate(step) for step in range(5)]
+
+
+def test_finished_run_continues_with_another_cycle(tmp_path: Path) -> None:
+    longer = replace(RECIPE, cycles=(8, 5))
+    whole = _trainer(tmp_path / "whole", longer)
+    list(whole.run())
+
+    finished = _trainer(tmp_path / "finished")
+    list(finished.run())
+    finished.save()
+    continued = _trainer(tmp_path / "finished", longer)
+    assert continued.resume()
+    assert [progress.step for progress in continued.run()] == [9, 10, 11, 12, 13]
+    assert torch.equal(_weights(continued), _weights(whole))
 
 
 def test_ema_starts_at_the_weights_and_then_lags(tmp_path: Path) -> None:
@@ -98,11 +120,13 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
     assert not _trainer(tmp_path).resume()
 
 
-def test_another_recipe_refuses(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"cycles": (9,)}, {"cycles": (4,)}, {"seed": 4}])
+def test_another_recipe_refuses(tmp_path: Path, change: dict[str, Any]) -> None:
     trainer = _trainer(tmp_path)
+    list(trainer.run(until=5))
     trainer.save()
     with pytest.raises(Mismatch, match="training state"):
-        _trainer(tmp_path, replace(RECIPE, learning_rate=1e-3)).resume()
+        _trainer(tmp_path, replace(RECIPE, **change)).resume()
 
 
 def test_truncated_state_refuses(tmp_path: Path) -> None:
@@ -115,7 +139,7 @@ def test_truncated_state_refuses(tmp_path: Path) -> None:
 
 
 def test_log_has_losses_and_scores(tmp_path: Path) -> None:
-    trainer = _trainer(tmp_path, replace(RECIPE, steps=40))
+    trainer = _trainer(tmp_path, replace(RECIPE, cycles=(40,)))
     list(trainer.run())
     trainer.note_score(0.5)
     trainer.save()
@@ -133,7 +157,7 @@ def test_diverged_loss_refuses(tmp_path: Path) -> None:
         next(iter(trainer.run()))
 
 
-@pytest.mark.parametrize("change", [{"warmup_steps": 8}, {"batch_size": 0}, {"precision": "fp8"}])
+@pytest.mark.parametrize("change", [{"warmup_steps": 8}, {"cycles": ()}, {"batch_size": 0}, {"precision": "fp8"}])
 def test_impossible_recipe_refuses(change: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match="training configuration"):
         replace(RECIPE, **change)

@@ -37,7 +37,7 @@ def _results(folder: Path, script: str) -> tuple[Path, dict]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a policy trained for 4 steps and calibrated."""
     folder = tmp_path_factory.mktemp("path")
-    _run(folder, "train", *SMALL, "optimiser.steps=4", "save_every=2", "output=run")
+    _run(folder, "train", *SMALL, "optimiser.cycles=[4]", "save_every=2", "output=run")
     _run(
         folder,
         "calibrate",
@@ -69,9 +69,9 @@ def test_training_writes_checkpoint_log_curve_and_results(trained: Path) -> None
 
 
 def test_training_again_resumes_and_other_recipe_refuses(trained: Path) -> None:
-    told = _run(trained, "train", *SMALL, "optimiser.steps=4", "save_every=2", "output=run")
+    told = _run(trained, "train", *SMALL, "optimiser.cycles=[4]", "save_every=2", "output=run")
     assert f"resumed {trained / 'run'} at step 4" in told
-    told = _run(trained, "train", *SMALL, "optimiser.steps=5", "output=run", ok=False)
+    told = _run(trained, "train", *SMALL, "optimiser.cycles=[5]", "output=run", ok=False)
     assert told.startswith(f"error: training state {trained}/run/training.pt: expected")
     assert len(told.strip().splitlines()) == 1
 

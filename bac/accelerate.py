@@ -8,7 +8,7 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 
 from bac.errors import MissingArtefact, sentence
-from bac.executors import CacheHooks, EagerExecutor, Executor, SiteTable
+from bac.executors import CacheHooks, Executor, ExecutorKind, Selection, SiteTable, select
 from bac.passes import optimise
 from bac.plan import lower, verify
 from bac.sampler_table import SamplerTable
@@ -42,33 +42,43 @@ class Acceleratable(Protocol):
 PolicyT = TypeVar("PolicyT", bound=Acceleratable)
 
 
-def accelerate(policy: PolicyT, schedule: CacheSchedule | Path | str) -> PolicyT:
+def accelerate(
+    policy: PolicyT, schedule: CacheSchedule | Path | str, executor: Selection | str = ExecutorKind.AUTO
+) -> PolicyT:
     """Return the policy with its denoiser replaced by a cached one; same observation in, same chunk shape out.
 
     Args:
         policy: the policy; it stays as it is.
         schedule: a schedule, a path to one, or the name of one that ships with the policy, for instance ``"bac-s10"``.
+        executor: what runs the plan: a name of ``ExecutorKind``, or what ``bac.executors.select`` gave.
 
     Raises:
         MissingArtefact: no such schedule.
         Mismatch: made for another checkpoint, sampler, step count or block set.
+        Unavailable: this machine does not have the executor.
     """
     found = schedule if isinstance(schedule, CacheSchedule) else CacheSchedule.load(_locate(policy, schedule))
-    return policy.with_denoiser(build_executor(found, policy.trunk, policy.sampler, policy.provenance))
+    return policy.with_denoiser(build_executor(found, policy.trunk, policy.sampler, policy.provenance, executor))
 
 
 def build_executor(
-    schedule: CacheSchedule, trunk: ResidualTrunk, sampler: SamplerTable, provenance: Provenance
+    schedule: CacheSchedule,
+    trunk: ResidualTrunk,
+    sampler: SamplerTable,
+    provenance: Provenance,
+    executor: Selection | str = ExecutorKind.AUTO,
 ) -> Executor:
     """Check a schedule against what is about to run, lower it, optimise the plan, verify it and bind it.
 
     Raises:
         Mismatch: made for another checkpoint, sampler, step count or block set.
+        Unavailable: this machine does not have the executor.
     """
     schedule.require(provenance, trunk.blocks, sampler.steps)
+    selection = executor if isinstance(executor, Selection) else select(executor, trunk)
     plan = optimise(lower(schedule))
     verify(plan, schedule)
-    return EagerExecutor(plan, trunk, sampler)
+    return selection.build(plan, trunk, sampler)
 
 
 def attach(sites: SiteTable, schedule: CacheSchedule, timesteps: np.ndarray) -> CacheHooks:

@@ -21,6 +21,10 @@ class MissingArtefact(BacError):
     """A file or optional package that the work needs does not exist."""
 
 
+class Unavailable(BacError):
+    """This machine or this network lacks what was asked for: a compiler, a GPU, a plain form."""
+
+
 def sentence(what: str, *, expected: object, got: object, mend: str) -> str:
     """Return ``what: expected E, got G; mend.`` on one line."""
     return f"{what}: expected {expected}, got {got}; {mend}."

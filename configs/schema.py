@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 from hydra.core.config_store import ConfigStore
 
 from bac.errors import InvalidInput, sentence
+from bac.executors import Selection, select
 from bac.methods import BlockAdaptive, Downstream, IntervalScore, Method, NoCache, Uniform
 from bac.profile import Metric
 from bac.sampler_table import SamplerTable
+from bac.trunk import ResidualTrunk
 from policies.base import PolicySpec
 from policies.diffusion_transformer import DiffusionTransformerConfig
 from policies.samplers import DiffusionProcess, Spacing, ddim, ddpm
@@ -144,6 +146,18 @@ class BacConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ExecutorConfig:
+    """What runs the plan; see ``bac.executors.select``."""
+
+    kind: str
+    weights: str
+
+    def select(self, trunk: ResidualTrunk) -> Selection:
+        """Find out what works for a trunk."""
+        return select(self.kind, trunk, self.weights)
+
+
+@dataclass(kw_only=True, slots=True)
 class EvalConfig:
     """``scripts/eval.py``: play a task with a cached policy and say what it cost and what it scored.
 
@@ -163,6 +177,7 @@ class EvalConfig:
     task: TaskConfig
     cache: Any
     sampler: Any
+    executor: ExecutorConfig
     checkpoint: str | None
     episodes: int
     seed: int | None
@@ -304,6 +319,7 @@ def register() -> None:
         "task": {"task": TaskConfig},
         "policy": {"policy": PolicyConfig},
         "sampler": {"ddpm": DdpmConfig, "ddim": DdimConfig},
+        "executor": {"executor": ExecutorConfig},
         "cache": {"none": NoCacheConfig, "uniform": UniformConfig, "bac": BacConfig},
     }
     for group, nodes in groups.items():

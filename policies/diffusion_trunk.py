@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from bac.decoder import Affine, DecoderLayer, PreNormDecoder, visible_prefix
 from bac.executors.hooks import SiteTable
 from bac.trunk import Block, BlockKind, TrunkCost
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
@@ -110,6 +111,36 @@ class DiffusionTransformerTrunk:
         """Return the noise estimate float[B, T, Da]."""
         return self._network.head(self._network.ln_f(stream))
 
+    def decoder(self) -> PreNormDecoder:
+        """Return the weights in the plain form that compiled executors take, shared with the network."""
+        network = self._network
+        return PreNormDecoder(
+            heads=self._config.heads,
+            embed=_affine(network.input_emb),
+            positions=network.pos_emb[0],
+            layers=tuple(self._layer(number) for number in range(len(self._layers))),
+            norm=_affine(network.ln_f),
+            head=_affine(network.head),
+            condition_tokens=self._config.condition_tokens,
+            self_visible=visible_prefix(network.mask),
+            cross_visible=visible_prefix(network.memory_mask),
+        )
+
+    def _layer(self, number: int) -> DecoderLayer:
+        layer, self_attention = self._layers[number], self._self_attention[number]
+        cross_attention = self._cross_attention[number]
+        return DecoderLayer(
+            norm1=_affine(layer.norm1),
+            self_in=self_attention.query_key_value,
+            self_out=self_attention.out,
+            norm2=_affine(layer.norm2),
+            cross_in=cross_attention.query,
+            cross_out=cross_attention.out,
+            norm3=_affine(layer.norm3),
+            hidden=_affine(layer.linear1),
+            out=_affine(layer.linear2),
+        )
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         heads = self._config.heads
         q, k, v = (part.view(*part.shape[:2], heads, -1).transpose(1, 2) for part in (q, k, v))
@@ -151,6 +182,10 @@ def diffusion_transformer_sites(network: DiffusionTransformer) -> SiteTable:
     blocks = diffusion_transformer_blocks(network.config)
     branches = {block: (network.decoder.layers[block.layer], _BRANCH_METHODS[block.kind]) for block in blocks}
     return SiteTable(network, _timestep_of, branches)
+
+
+def _affine(module: nn.Linear | nn.LayerNorm) -> Affine:
+    return module.weight, module.bias
 
 
 def _timestep_of(sample: Tensor, timestep: Tensor | int, condition: Tensor) -> int:

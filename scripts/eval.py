@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import bac
 from bac.errors import InvalidInput, sentence
+from bac.executors import WeightType
 from bac.files import write_whole
 from bac.methods import NoCache, full_schedule
 from bac.pictures import save_figure, schedule_grid
@@ -43,9 +44,11 @@ def main(config: EvalConfig, folder: Path) -> None:
             sentence("compare", expected="none (the uncached policy) or null", got=config.compare, mend="give one")
         )
     checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
-    uncached = load_policy(checkpoint, sampler=config.sampler.build, device=config.device)
-    schedule = _schedule(config, uncached, checkpoint)
-    cached = bac.accelerate(uncached, schedule)
+    policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device)
+    executor = config.executor.select(policy.trunk)
+    schedule = _schedule(config, policy, checkpoint)
+    cached = bac.accelerate(policy, schedule, executor)
+    uncached = bac.accelerate(policy, _full(policy), replace(executor, weights=WeightType.FP32))
     demos = demonstrations(config.task)
 
     episodes = _play(config, cached, "cached", record=config.video)
@@ -58,6 +61,7 @@ def main(config: EvalConfig, folder: Path) -> None:
     one = demos.spread_observations(1, cached.observation_steps, ERROR_SEED)
     results |= latency_and_flops(cached, uncached, one, config.latency_calls)
     results["schedule"] = _describe(schedule)
+    results["executor"] = executor.to_json()
     results["provenance"] = run_provenance(torch.device(config.device), asdict(config))
 
     (folder / "schedule.txt").write_text(schedule.grid() + "\n")
@@ -71,8 +75,12 @@ def main(config: EvalConfig, folder: Path) -> None:
 def _schedule(config: EvalConfig, policy: DiffusionPolicy, checkpoint: Path) -> CacheSchedule:
     method = config.cache.build()
     if isinstance(method, NoCache):
-        return full_schedule(policy.trunk.blocks, policy.sampler.steps, policy.provenance)
+        return _full(policy)
     return method.schedule(FeatureProfile.load(profile_path(checkpoint, policy.sampler)))
+
+
+def _full(policy: DiffusionPolicy) -> CacheSchedule:
+    return full_schedule(policy.trunk.blocks, policy.sampler.steps, policy.provenance)
 
 
 def _play(config: EvalConfig, policy: DiffusionPolicy, name: str, *, record: int) -> list[Episode]:
@@ -127,7 +135,7 @@ def _write_video(episode: Episode, path: Path, rate_hz: float) -> None:
 
 
 def _print(results: dict[str, Any], folder: Path) -> None:
-    table = Table("", "cached", "uncached", title=f"{results['task']}, {results['schedule']['method']}")
+    table = Table("", "cached", "uncached", title=_title(results))
     compared = results.get("compare", {})
     for name in ("score", "success"):
         table.add_row(name, *(_interval(each.get(name)) for each in (results, compared)))
@@ -143,6 +151,11 @@ def _print(results: dict[str, Any], folder: Path) -> None:
     table.add_row("speed-up", f"{results['speedup']:.2f}x", "1x")
     Console().print(table)
     print(f"{results['episodes']} episodes from seed {results['seed']}; results in {folder}")
+
+
+def _title(results: dict[str, Any]) -> str:
+    executor = results["executor"]
+    return f"{results['task']}, {results['schedule']['method']}, {executor['kind']} {executor['weights']}"
 
 
 def _interval(estimate: dict[str, float] | None) -> str:

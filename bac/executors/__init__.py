@@ -1,7 +1,22 @@
 """Executors: a plan bound to weights, sampler table and device. One call, one action chunk."""
 
 from bac.executors.base import ChunkNoise, Executor
+from bac.executors.compiled import CompiledExecutor, WeightType
+from bac.executors.cuda_graph import CudaGraphExecutor
 from bac.executors.eager import EagerExecutor
 from bac.executors.hooks import CacheHooks, SiteTable
+from bac.executors.selection import ExecutorKind, Selection, select
 
-__all__ = ["CacheHooks", "ChunkNoise", "EagerExecutor", "Executor", "SiteTable"]
+__all__ = [
+    "CacheHooks",
+    "ChunkNoise",
+    "CompiledExecutor",
+    "CudaGraphExecutor",
+    "EagerExecutor",
+    "Executor",
+    "ExecutorKind",
+    "Selection",
+    "SiteTable",
+    "WeightType",
+    "select",
+]

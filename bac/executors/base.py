@@ -7,8 +7,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from bac.errors import InvalidInput, sentence
+from bac.errors import InvalidInput, Mismatch, sentence
 from bac.plan import Plan
+from bac.sampler_table import SamplerTable
+from bac.trunk import ResidualTrunk
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,20 @@ class Executor(Protocol):
 
     def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:
         """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do]."""
+
+
+def require_together(plan: Plan, trunk: ResidualTrunk, sampler: SamplerTable) -> None:
+    """Refuse a plan for other blocks or another number of steps.
+
+    Raises:
+        Mismatch: plan, trunk and sampler do not belong together.
+    """
+    if plan.blocks != trunk.blocks or len(plan.steps) != sampler.steps:
+        raise Mismatch(
+            sentence(
+                "plan",
+                expected=f"{sampler.steps} steps of {len(trunk.blocks)} blocks",
+                got=f"{len(plan.steps)} steps of {len(plan.blocks)} blocks",
+                mend="lower the schedule of this policy and sampler",
+            )
+        )

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bac.errors import Mismatch, sentence
-from bac.executors.base import ChunkNoise
+from bac.executors.base import ChunkNoise, require_together
 from bac.plan import Add, Compute, Fold, Operation, Plan
 from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
@@ -32,15 +31,7 @@ class EagerExecutor:
     """
 
     def __init__(self, plan: Plan, trunk: ResidualTrunk, sampler: SamplerTable) -> None:
-        if plan.blocks != trunk.blocks or len(plan.steps) != sampler.steps:
-            raise Mismatch(
-                sentence(
-                    "plan",
-                    expected=f"{sampler.steps} steps of {len(trunk.blocks)} blocks",
-                    got=f"{len(plan.steps)} steps of {len(plan.blocks)} blocks",
-                    mend="lower the schedule of this policy and sampler",
-                )
-            )
+        require_together(plan, trunk, sampler)
         self.plan = plan
         self._trunk = trunk
         self._sampler = sampler

@@ -1,0 +1,242 @@
+"""Compiled executor: the whole chunk is one call into C++ that was compiled for this processor and network size.
+
+The plan becomes a list of integers, the weights become panels that each product reads once from front to back
+(``decoder.cpp``). No Python, no allocation and no decision between the first noise and the last step. The rows of a
+batch are shared out among torch's threads; one row runs on one thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bac.decoder import DecoderLayer, DecoderTrunk, PreNormDecoder
+from bac.errors import InvalidInput, Unavailable, sentence
+from bac.executors.base import ChunkNoise, require_together
+from bac.executors.toolchain import build_library
+from bac.plan import Add, Compute, Fold, Operation, Plan
+from bac.sampler_table import SamplerTable
+from bac.trunk import ResidualTrunk
+
+_SOURCE = Path(__file__).parent / "decoder.cpp"
+_COMPUTE, _ADD, _FOLD = range(3)
+_LANES = 16
+"""Floats in the widest vector of any processor that decoder.cpp knows."""
+
+
+class WeightType(StrEnum):
+    """How weights are stored; activations and sums are float32 always."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+def compile_for(trunk: ResidualTrunk, weights: WeightType) -> tuple[ctypes.CDLL, PreNormDecoder]:
+    """Return the library for networks of this trunk's sizes, and the trunk laid open.
+
+    Raises:
+        Unavailable: no compiler, a trunk of another form, or one on another device.
+    """
+    if not isinstance(trunk, DecoderTrunk) or trunk.device.type != "cpu":
+        raise Unavailable(
+            sentence(
+                "executor compiled",
+                expected="a pre-norm decoder on the CPU",
+                got=f"{type(trunk).__name__} on {trunk.device}",
+                mend="use executor=eager",
+            )
+        )
+    decoder = trunk.decoder()
+    if decoder.width % (_LANES * decoder.heads):
+        raise Unavailable(
+            sentence(
+                "executor compiled",
+                expected=f"attention heads of a multiple of {_LANES} channels",
+                got=f"{decoder.width} channels in {decoder.heads} heads",
+                mend="use executor=eager",
+            )
+        )
+    sizes = {
+        "BAC_WIDTH": decoder.width,
+        "BAC_HEADS": decoder.heads,
+        "BAC_LAYERS": len(decoder.layers),
+        "BAC_TOKENS": decoder.horizon,
+        "BAC_MEMORY": decoder.condition_tokens,
+        "BAC_ACTIONS": decoder.action_dim,
+    }
+    library = build_library(_SOURCE, sizes | ({"BAC_BF16": 1} if weights is WeightType.BF16 else {}))
+    library.bac_panel.restype = ctypes.c_int32
+    library.bac_workspace.restype = ctypes.c_int64
+    library.bac_workspace.argtypes = [ctypes.c_int32, ctypes.c_int32]
+    library.bac_chunk.restype = None
+    library.bac_chunk.argtypes = [ctypes.c_void_p]
+    return library, decoder
+
+
+class CompiledExecutor:
+    """Runs a plan on the CPU. Safe to call from several threads at once: all state of a call is local to it.
+
+    Args:
+        plan: operations per step.
+        trunk: the weights, of the plain form that ``bac.decoder`` describes; packed here, so later changes to the
+            network are not seen.
+        sampler: K steps, as many as the plan.
+        weights: how weights are stored.
+
+    Raises:
+        Mismatch: plan, trunk and sampler do not belong together.
+        Unavailable: no compiler, a trunk of another form, or one on another device.
+    """
+
+    def __init__(
+        self, plan: Plan, trunk: ResidualTrunk, sampler: SamplerTable, weights: WeightType = WeightType.FP32
+    ) -> None:
+        require_together(plan, trunk, sampler)
+        self._library, decoder = compile_for(trunk, weights)
+        self.plan = plan
+        self._trunk = trunk
+        self._sampler = sampler
+        self._shape = (decoder.horizon, decoder.action_dim)
+        with torch.inference_mode():
+            packed = list(_packed(decoder, self._library.bac_panel()))
+            matrices = torch.cat(packed)
+            self._matrices = matrices.to(torch.bfloat16) if weights is WeightType.BF16 else matrices
+            self._vectors = torch.cat([each.flatten() for layer in decoder.layers for each in _vectors(layer)])
+            self._ends = torch.cat([each.flatten() for each in _ends(decoder)])
+            self._tables = torch.stack(list(trunk.step_tables(sampler.timesteps)))
+        self._visible = torch.tensor([decoder.self_visible, decoder.cross_visible], dtype=torch.int32)
+        self._coefficients = torch.from_numpy(_coefficients(sampler))
+        self._operations = torch.tensor(list(_encoded(plan)), dtype=torch.int32)
+
+    @torch.inference_mode()
+    def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:
+        """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do]."""
+        batch = observation.shape[0]
+        noise.require(batch, self._sampler.steps)
+        if noise.initial.shape[1:] != self._shape or {noise.initial.dtype, noise.steps.dtype} != {torch.float32}:
+            raise InvalidInput(
+                sentence(
+                    "chunk noise",
+                    expected=f"float32 of chunks {list(self._shape)}",
+                    got=f"{noise.initial.dtype} and {noise.steps.dtype} of chunks {list(noise.initial.shape[1:])}",
+                    mend="draw it for this policy",
+                )
+            )
+        condition = torch.stack(list(self._trunk.condition(observation)))
+        # Rows are independent: each thread takes its share. One row is one thread's.
+        threads = min(torch.get_num_threads(), batch)
+        shares = [slice(batch * n // threads, batch * (n + 1) // threads) for n in range(threads)]
+        with ThreadPoolExecutor(threads) as pool:
+            chunks = pool.map(
+                lambda rows: self._run(condition[:, rows], noise.initial[rows], noise.steps[:, rows]), shares
+            )
+            return torch.cat(list(chunks))
+
+    def _run(self, condition: Tensor, initial: Tensor, steps: Tensor) -> Tensor:
+        condition, fresh = condition.contiguous(), steps.contiguous()
+        sample = initial.clone(memory_format=torch.contiguous_format)
+        workspace = torch.empty(self._library.bac_workspace(len(initial), self.plan.slots))
+        call = _Call(
+            matrices=self._matrices.data_ptr(),
+            vectors=self._vectors.data_ptr(),
+            ends=self._ends.data_ptr(),
+            self_visible=self._visible[0].data_ptr(),
+            cross_visible=self._visible[1].data_ptr(),
+            tables=self._tables.data_ptr(),
+            coefficients=self._coefficients.data_ptr(),
+            operations=self._operations.data_ptr(),
+            condition=condition.data_ptr(),
+            fresh=fresh.data_ptr(),
+            sample=sample.data_ptr(),
+            workspace=workspace.data_ptr(),
+            clip=self._sampler.clip,
+            steps=self._sampler.steps,
+            batch=len(initial),
+            slots=self.plan.slots,
+        )
+        # ctypes lets go of the interpreter lock meanwhile.
+        self._library.bac_chunk(ctypes.byref(call))
+        return sample
+
+
+class _Call(ctypes.Structure):
+    """``struct Call`` of decoder.cpp, field by field."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "matrices",
+                "vectors",
+                "ends",
+                "self_visible",
+                "cross_visible",
+                "tables",
+                "coefficients",
+                "operations",
+                "condition",
+                "fresh",
+                "sample",
+                "workspace",
+            )
+        ),
+        ("clip", ctypes.c_float),
+        *((name, ctypes.c_int32) for name in ("steps", "batch", "slots")),
+    )
+
+
+def _packed(decoder: PreNormDecoder, panel: int) -> Iterator[Tensor]:
+    """Yield each matrix [out, in] as [out / panel, in, panel], flat, in the order of ``struct Layer``."""
+    for layer in decoder.layers:
+        for weight, _ in (layer.self_in, layer.self_out, layer.cross_in, layer.cross_out, layer.hidden, layer.out):
+            yield weight.float().reshape(-1, panel, weight.shape[1]).transpose(1, 2).flatten()
+
+
+def _vectors(layer: DecoderLayer) -> Iterator[Tensor]:
+    """Yield norms and biases in the order of ``struct Layer``."""
+    yield from (*layer.norm1, layer.self_in[1], layer.self_out[1])
+    yield from (*layer.norm2, layer.cross_in[1], layer.cross_out[1])
+    yield from (*layer.norm3, layer.hidden[1], layer.out[1])
+
+
+def _ends(decoder: PreNormDecoder) -> Iterator[Tensor]:
+    """Yield what stands before and after the layers, in the order of ``struct Ends``."""
+    weight, bias = decoder.embed
+    yield from (weight.T, decoder.positions + bias, *decoder.norm, *decoder.head)
+
+
+def _coefficients(sampler: SamplerTable) -> np.ndarray:
+    columns = (
+        sampler.recover_sample,
+        sampler.recover_estimate,
+        sampler.to_original,
+        sampler.to_sample,
+        sampler.to_estimate,
+        sampler.to_noise,
+    )
+    return np.ascontiguousarray(np.stack(columns, axis=1), dtype=np.float32)
+
+
+def _encoded(plan: Plan) -> Iterator[int]:
+    """Yield per step the number of operations, then each one as decoder.cpp reads it."""
+    for operations in plan.steps:
+        yield len(operations)
+        for op in operations:
+            yield from _words(op)
+
+
+def _words(op: Operation) -> tuple[int, ...]:
+    match op:
+        case Compute(block, slot):
+            return (_COMPUTE, block, -1 if slot is None else slot)
+        case Add(slot):
+            return (_ADD, slot)
+        case Fold(slots, into):
+            return (_FOLD, into, len(slots), *slots)

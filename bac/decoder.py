@@ -40,10 +40,29 @@ class DecoderLayer:
 
 
 @dataclass(frozen=True)
-class PreNormDecoder:
-    """A whole denoiser, condition encoder apart.
+class ConditionEncoder:
+    """From observations to the keys and values of every layer's cross-attention.
 
     Attributes:
+        embed: observation channels to width, [d, Do].
+        positions: [To, d], added to the embedding.
+        hidden, out: the encoder, [4 d, d] and [d, 4 d], Mish between.
+        key_value: per layer, [2 d, d].
+    """
+
+    embed: Affine
+    positions: Tensor
+    hidden: Affine
+    out: Affine
+    key_value: tuple[Affine, ...]
+
+
+@dataclass(frozen=True)
+class PreNormDecoder:
+    """A whole denoiser; what depends on the step alone is in the trunk's step tables.
+
+    Attributes:
+        condition: from observations to keys and values.
         heads: attention heads.
         embed: action channels to width, [d, Da].
         positions: [T, d], added to the embedding.
@@ -55,6 +74,7 @@ class PreNormDecoder:
         cross_visible: per action token, how many condition tokens it sees, counted from the first (the time token).
     """
 
+    condition: ConditionEncoder
     heads: int
     embed: Affine
     positions: Tensor

@@ -191,6 +191,22 @@ class EvalConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ExportConfig:
+    """``scripts/export.py``: write a cached policy as one ONNX graph.
+
+    Attributes:
+        checkpoint: path of a checkpoint; null takes the task's shipped policy.
+        check_observations: observations on which the written graph is compared with the eager executor.
+    """
+
+    task: TaskConfig
+    cache: Any
+    sampler: Any
+    checkpoint: str | None
+    check_observations: int
+
+
+@dataclass(kw_only=True, slots=True)
 class CalibrateConfig:
     """``scripts/calibrate.py``: measure a feature profile and write the schedules made from it.
 
@@ -308,6 +324,7 @@ def register() -> None:
     store = ConfigStore.instance()
     scripts: dict[str, type] = {
         "eval": EvalConfig,
+        "export": ExportConfig,
         "calibrate": CalibrateConfig,
         "train": TrainConfig,
         "import_checkpoint": ImportConfig,

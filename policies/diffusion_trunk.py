@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from bac.decoder import Affine, DecoderLayer, PreNormDecoder, visible_prefix
+from bac.decoder import Affine, ConditionEncoder, DecoderLayer, PreNormDecoder, visible_prefix
 from bac.executors.hooks import SiteTable
 from bac.trunk import Block, BlockKind, TrunkCost
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
@@ -115,6 +115,13 @@ class DiffusionTransformerTrunk:
         """Return the weights in the plain form that compiled executors take, shared with the network."""
         network = self._network
         return PreNormDecoder(
+            condition=ConditionEncoder(
+                embed=_affine(network.cond_obs_emb),
+                positions=network.cond_pos_emb[0, 1:],
+                hidden=_affine(network.encoder[0]),
+                out=_affine(network.encoder[2]),
+                key_value=tuple(attention.key_value for attention in self._cross_attention),
+            ),
             heads=self._config.heads,
             embed=_affine(network.input_emb),
             positions=network.pos_emb[0],
@@ -184,8 +191,8 @@ def diffusion_transformer_sites(network: DiffusionTransformer) -> SiteTable:
     return SiteTable(network, _timestep_of, branches)
 
 
-def _affine(module: nn.Linear | nn.LayerNorm) -> Affine:
-    return module.weight, module.bias
+def _affine(module: nn.Module) -> Affine:
+    return module.get_parameter("weight"), module.get_parameter("bias")
 
 
 def _timestep_of(sample: Tensor, timestep: Tensor | int, condition: Tensor) -> int:

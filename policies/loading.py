@@ -10,7 +10,10 @@ from typing import Literal
 import torch
 
 from bac.errors import InvalidInput, MissingArtefact, sentence
+from bac.methods import Method, NoCache, full_schedule
+from bac.profile import FeatureProfile
 from bac.sampler_table import SamplerTable
+from bac.schedule import CacheSchedule
 from policies.base import PolicySpec
 from policies.checkpoint import PolicyCheckpoint, load_checkpoint
 from policies.diffusion_policy import DiffusionPolicy
@@ -79,6 +82,17 @@ def locate_checkpoint(source: str | Path) -> Path:
 def profile_path(checkpoint: Path, sampler: SamplerTable) -> Path:
     """Return where the feature profile of a checkpoint and sampler lies: beside the checkpoint."""
     return checkpoint.parent / "profiles" / f"{sampler.name}.zarr.zip"
+
+
+def make_schedule(method: Method, policy: DiffusionPolicy, checkpoint: Path) -> CacheSchedule:
+    """Return a method's schedule for a policy, from the profile beside its checkpoint; ``none`` needs no profile.
+
+    Raises:
+        MissingArtefact: the policy was not calibrated for its sampler.
+    """
+    if isinstance(method, NoCache):
+        return full_schedule(policy.trunk.blocks, policy.sampler.steps, policy.provenance)
+    return method.schedule(FeatureProfile.load(profile_path(checkpoint, policy.sampler)))
 
 
 def schedule_folder(checkpoint: Path, sampler: SamplerTable) -> Path:

@@ -17,9 +17,8 @@ import bac
 from bac.errors import InvalidInput, sentence
 from bac.executors import WeightType
 from bac.files import write_whole
-from bac.methods import NoCache, full_schedule
+from bac.methods import NoCache
 from bac.pictures import save_figure, schedule_grid
-from bac.profile import FeatureProfile
 from bac.results import run_provenance, write_results
 from bac.schedule import CacheSchedule
 from bac.statistics import bootstrap_mean, wilson
@@ -29,7 +28,7 @@ from configs.tasks import demonstrations, environment
 from envs.rollout import Episode, rollout
 from policies.diffusion_policy import DiffusionPolicy
 from policies.evaluation import action_errors, latency_and_flops
-from policies.loading import load_policy, locate_checkpoint, profile_path
+from policies.loading import load_policy, locate_checkpoint, make_schedule
 
 ERROR_SEED = 1_000_003
 """Of the observations on which the action error is measured; no calibration uses it."""
@@ -46,9 +45,11 @@ def main(config: EvalConfig, folder: Path) -> None:
     checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
     policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device)
     executor = config.executor.select(policy.trunk)
-    schedule = _schedule(config, policy, checkpoint)
+    schedule = make_schedule(config.cache.build(), policy, checkpoint)
     cached = bac.accelerate(policy, schedule, executor)
-    uncached = bac.accelerate(policy, _full(policy), replace(executor, weights=WeightType.FP32))
+    uncached = bac.accelerate(
+        policy, make_schedule(NoCache(), policy, checkpoint), replace(executor, weights=WeightType.FP32)
+    )
     demos = demonstrations(config.task)
 
     episodes = _play(config, cached, "cached", record=config.video)
@@ -70,17 +71,6 @@ def main(config: EvalConfig, folder: Path) -> None:
         _write_video(episode, folder / f"episode_{episode.seed}.mp4", config.task.rate_hz)
     write_results(folder / "results.json", results)
     _print(results, folder)
-
-
-def _schedule(config: EvalConfig, policy: DiffusionPolicy, checkpoint: Path) -> CacheSchedule:
-    method = config.cache.build()
-    if isinstance(method, NoCache):
-        return _full(policy)
-    return method.schedule(FeatureProfile.load(profile_path(checkpoint, policy.sampler)))
-
-
-def _full(policy: DiffusionPolicy) -> CacheSchedule:
-    return full_schedule(policy.trunk.blocks, policy.sampler.steps, policy.provenance)
 
 
 def _play(config: EvalConfig, policy: DiffusionPolicy, name: str, *, record: int) -> list[Episode]:

@@ -5,6 +5,7 @@ from bac.executors.compiled import CompiledExecutor, WeightType
 from bac.executors.cuda_graph import CudaGraphExecutor
 from bac.executors.eager import EagerExecutor
 from bac.executors.hooks import CacheHooks, SiteTable
+from bac.executors.onnx import OnnxExecutor
 from bac.executors.selection import ExecutorKind, Selection, select
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "EagerExecutor",
     "Executor",
     "ExecutorKind",
+    "OnnxExecutor",
     "Selection",
     "SiteTable",
     "WeightType",

@@ -11,6 +11,7 @@ from bac.executors.base import Executor
 from bac.executors.compiled import CompiledExecutor, WeightType, compile_for
 from bac.executors.cuda_graph import CudaGraphExecutor
 from bac.executors.eager import EagerExecutor
+from bac.executors.onnx import OnnxExecutor
 from bac.plan import Plan
 from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
@@ -25,6 +26,7 @@ class ExecutorKind(StrEnum):
     EAGER = "eager"
     COMPILED = "compiled"
     CUDA_GRAPH = "cuda_graph"
+    ONNX = "onnx"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Selection:
                 return CompiledExecutor(plan, trunk, sampler, self.weights)
             case ExecutorKind.CUDA_GRAPH:
                 return CudaGraphExecutor(plan, trunk, sampler)
+            case ExecutorKind.ONNX:
+                return OnnxExecutor(plan, trunk, sampler)
             case _:
                 return EagerExecutor(plan, trunk, sampler)
 

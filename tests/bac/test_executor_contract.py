@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,17 @@ import torch
 from toys import random_schedule
 
 from bac.errors import InvalidInput, Mismatch, Unavailable
-from bac.executors import ChunkNoise, CudaGraphExecutor, EagerExecutor, ExecutorKind, Selection, WeightType, select
+from bac.executors import (
+    ChunkNoise,
+    CudaGraphExecutor,
+    EagerExecutor,
+    ExecutorKind,
+    OnnxExecutor,
+    Selection,
+    WeightType,
+    select,
+)
+from bac.onnx_graph import onnx_graph
 from bac.passes import optimise
 from bac.plan import Plan, lower
 from bac.sampler_table import SamplerTable
@@ -69,7 +80,9 @@ def graphed(plan: Plan, trunk: DiffusionTransformerTrunk, sampler: SamplerTable)
     return CudaGraphExecutor(plan, trunk, sampler, record=record_on_cpu)
 
 
-EXECUTORS = pytest.mark.parametrize("make", [EagerExecutor, compiled, graphed], ids=["eager", "compiled", "cuda_graph"])
+EXECUTORS = pytest.mark.parametrize(
+    "make", [EagerExecutor, compiled, graphed, OnnxExecutor], ids=["eager", "compiled", "cuda_graph", "onnx"]
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -224,7 +237,7 @@ def test_trunk_of_another_form_falls_back_to_eager() -> None:
 @pytest.mark.parametrize(
     ("kind", "weights", "told"),
     [
-        ("fast", "fp32", "executor: expected one of auto, eager, compiled, cuda_graph, got fast"),
+        ("fast", "fp32", "executor: expected one of auto, eager, compiled, cuda_graph, onnx, got fast"),
         ("auto", "fp8", "executor weights: expected one of fp32, bf16, got fp8"),
         ("eager", "bf16", "executor weights: expected fp32 for executor eager on cpu, got bf16"),
     ],
@@ -239,6 +252,28 @@ def test_cuda_graph_without_a_gpu_refuses() -> None:
         Unavailable, match="executor cuda_graph: expected a CUDA device, got cpu; use executor=compiled"
     ):
         select("cuda_graph", trunk_of(SMALL))
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_missing_onnx_packages_refuse(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    trunk, sampler = trunk_of(SMALL), ddpm(PROCESS)
+    with pytest.raises(Unavailable, match=f"the package {package}, got none; pip install"):
+        OnnxExecutor(plan_for(trunk, sampler, 0), trunk, sampler)
+
+
+def test_onnx_graph_stores_every_weight_once() -> None:
+    trunk, sampler = trunk_of(SMALL), ddpm(PROCESS)
+    model = onnx_graph(plan_for(trunk, sampler, 0), trunk, sampler, metadata={"task": "toy"})
+    shapes = [
+        tuple(weight.dims)
+        for weight in model.graph.initializer
+        if weight.dims[:1] and weight.name.endswith("hidden.weight")
+    ]
+    # One per layer, and the condition encoder's.
+    assert shapes == [(SMALL.width, 4 * SMALL.width)] * (SMALL.layers + 1)
+    assert {prop.key: prop.value for prop in model.metadata_props} == {"task": "toy"}
+    assert {opset.version for opset in model.opset_import} == {17}
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from bac.errors import InvalidInput
+from bac.executors import ExecutorKind
 from bac.methods import BlockAdaptive, Uniform
 from configs import schema
 from configs.tasks import demonstrations, environment
@@ -17,6 +18,7 @@ from policies.training import TrainingConfig
 FOLDER = Path(schema.__file__).parent
 SCRIPTS = {
     "eval": (schema.EvalConfig, []),
+    "export": (schema.ExportConfig, []),
     "calibrate": (schema.CalibrateConfig, []),
     "train": (schema.TrainConfig, []),
     "import_checkpoint": (schema.ImportConfig, ["source=a.ckpt", "weights=ema"]),
@@ -51,6 +53,12 @@ def test_every_choice_composes_and_builds(cache: str, sampler: str, task: str) -
     assert config.cache.build().name == cache
     assert config.sampler.build(DiffusionProcess(100)).identity["name"] == sampler
     assert config.task.name == task
+
+
+@pytest.mark.parametrize("executor", GROUPS["executor"])
+def test_every_executor_composes(executor: str) -> None:
+    assert _compose("eval", f"executor={executor}").executor.kind == executor
+    assert set(GROUPS["executor"]) == set(ExecutorKind)
 
 
 def test_defaults_are_the_papers() -> None:

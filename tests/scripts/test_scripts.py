@@ -10,7 +10,7 @@ import pytest
 SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
 SMALL = [
     "policy.layers=2",
-    "policy.width=16",
+    "policy.width=32",
     "policy.heads=2",
     "policy.train_steps=10",
     "optimiser.batch_size=8",
@@ -97,6 +97,7 @@ def test_evaluation_results_carry_what_they_must(trained: Path) -> None:
     assert results["speedup"] == results["latency_ms"]["uncached"]["p50"] / results["latency_ms"]["cached"]["p50"]
     assert results["gflops"]["cached"] < results["gflops"]["uncached"]
     assert 0 < results["action_error"]["mean"] <= results["action_error"]["p95"]
+    assert results["executor"] == {"kind": "compiled", "weights": "fp32", "because": None}
     assert results["schedule"]["method"] == "bac"
     assert results["schedule"]["parameters"]["updates"] == 3
     assert len(results["schedule"]["digest"]) == 64
@@ -115,6 +116,14 @@ def test_evaluation_repeats_itself_and_none_is_the_reference(trained: Path) -> N
     uncached = _evaluate(trained, "cache=none", "compare=none", "video=0")
     assert uncached["action_error"] == {"mean": 0, "p95": 0}
     assert uncached["compare"]["score_difference"] == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_export_writes_a_graph_that_agrees(trained: Path) -> None:
+    told = _run(trained, "export", "checkpoint=run/checkpoint.safetensors", "cache.updates=3")
+    folder, results = _results(trained, "export")
+    assert f"wrote {folder / 'chunk.onnx'}" in told
+    assert 0 <= results["error"] <= 1e-4
+    assert (folder / "chunk.onnx").stat().st_size == results["bytes"]
 
 
 def test_sweep_ends_with_one_table(trained: Path) -> None:

@@ -1,0 +1,55 @@
+"""ONNX executor: the chunk as one graph in onnxruntime, mostly to prove what ``scripts/export.py`` writes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bac.errors import Unavailable, sentence
+from bac.executors.base import ChunkNoise
+from bac.onnx_graph import onnx_graph
+from bac.plan import Plan
+from bac.sampler_table import SamplerTable
+from bac.trunk import ResidualTrunk
+
+
+class OnnxExecutor:
+    """Runs a plan in onnxruntime on the CPU. Safe to call from several threads at once, as its sessions are.
+
+    Args:
+        plan: operations per step.
+        trunk: the weights, of the plain form that ``bac.decoder`` describes; copied into the graph.
+        sampler: K steps, as many as the plan.
+
+    Raises:
+        Mismatch: plan, trunk and sampler do not belong together.
+        Unavailable: onnx or onnxruntime is missing, or a trunk of another form.
+    """
+
+    def __init__(self, plan: Plan, trunk: ResidualTrunk, sampler: SamplerTable) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise Unavailable(
+                sentence(
+                    "executor onnx",
+                    expected="the package onnxruntime",
+                    got="none",
+                    mend="pip install 'onnx' 'onnxruntime', or use executor=compiled",
+                )
+            ) from error
+        model = onnx_graph(plan, trunk, sampler)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.plan = plan
+        self._steps = sampler.steps
+        self._session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:
+        """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do]."""
+        noise.require(observation.shape[0], self._steps)
+        inputs = {"observation": observation, "initial_noise": noise.initial, "step_noise": noise.steps}
+        (chunk,) = self._session.run(["chunk"], {name: values.numpy() for name, values in inputs.items()})
+        return torch.from_numpy(chunk)

@@ -90,6 +90,8 @@ def _name(schedule: dict[str, Any]) -> str:
         parts.append(f"S={parameters['updates']}")
     if "upstream_blocks" in parameters:
         parts.append(f"n={parameters['upstream_blocks']}")
+    if parameters.get("metric", "cosine") != "cosine":
+        parts.append(parameters["metric"])
     if parameters.get("force_last_step") is False:
         parts.append("last step free")
     if sampler["name"] != "ddpm" or sampler["steps"] != sampler["train_steps"]:

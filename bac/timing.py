@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,8 +57,7 @@ def measure_interleaved(
         synchronise: waits until the device is done; called before every reading of the clock.
         clock: seconds, monotonic.
     """
-    if calls < 1:
-        raise InvalidInput(sentence("latency calls", expected="at least 1", got=calls, mend="time more calls"))
+    _require_calls(calls)
 
     def reading() -> float:
         synchronise()
@@ -78,9 +78,51 @@ def measure_interleaved(
     return {name: _latency(np.array(taken), warmups[name]) for name, taken in seconds.items()}
 
 
+def measure_stages(
+    stages: Mapping[str, Callable[[Any], Any]],
+    value: Any,
+    *,
+    calls: int,
+    warmup: int = 2,
+    synchronise: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Latency]:
+    """Time a pipeline stage by stage; the stages of one call add up to that call.
+
+    Args:
+        stages: name -> function of what the stage before it gave, in order.
+        value: what the first stage takes.
+        calls: timed runs of the whole pipeline, at least 1.
+        warmup: untimed runs before them.
+        synchronise: waits until the device is done; called before every reading of the clock.
+        clock: seconds, monotonic.
+
+    Returns:
+        One entry per stage, and ``total``.
+    """
+    _require_calls(calls)
+    seconds = np.empty((warmup + calls, len(stages)))
+    for row in seconds:
+        passed = value
+        synchronise()
+        before = clock()
+        for number, stage in enumerate(stages.values()):
+            passed = stage(passed)
+            synchronise()
+            now = clock()
+            row[number], before = now - before, now
+    columns = dict(zip(stages, seconds.T, strict=True)) | {"total": seconds.sum(axis=1)}
+    return {name: _latency(taken[warmup:], float(taken[:warmup].sum())) for name, taken in columns.items()}
+
+
 def device_synchroniser(device: torch.device) -> Callable[[], object]:
     """Return what waits for ``device``; on a CPU nothing does."""
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None
+
+
+def _require_calls(calls: int) -> None:
+    if calls < 1:
+        raise InvalidInput(sentence("latency calls", expected="at least 1", got=calls, mend="time more calls"))
 
 
 def _latency(seconds: np.ndarray, warmup_s: float) -> Latency:

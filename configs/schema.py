@@ -319,6 +319,44 @@ class CompareConfig:
     runs: list[str]
 
 
+@dataclass(kw_only=True, slots=True)
+class BenchConfig:
+    """``scripts/bench.py``: time a chunk under every executor, schedule and sampler, in turn, in one process.
+
+    Attributes:
+        checkpoint: path of a checkpoint; null takes the task's shipped policy.
+        networks: ``checkpoint``, ``kitchen`` (the original Kitchen sizes with random weights), or both.
+        batches: batch sizes, one table each.
+        reference_ddim: DDIM step counts of the reference.
+        updates: BAC budgets.
+        ddim_updates: pairs of DDIM steps and the BAC budget on top of them.
+        executors: executors of the rows, with a weight type after a space.
+        only: time only rows whose name contains one of these, and the reference; null times all.
+        stages_schedule: schedule under which ``predict`` is timed stage by stage.
+        error_observations: observations of the action error.
+        calls: timed calls of each row.
+        warmup: untimed calls before them.
+        device: ``cpu`` or ``cuda``.
+        threads: CPU threads of every row.
+    """
+
+    task: TaskConfig
+    checkpoint: str | None
+    networks: list[str]
+    batches: list[int]
+    reference_ddim: list[int]
+    updates: list[int]
+    ddim_updates: list[list[int]]
+    executors: list[str]
+    only: list[str] | None
+    stages_schedule: str
+    error_observations: int
+    calls: int
+    warmup: int
+    device: str
+    threads: int
+
+
 def register() -> None:
     """Make the schemas known to Hydra under the names the YAML files extend."""
     store = ConfigStore.instance()
@@ -329,6 +367,7 @@ def register() -> None:
         "train": TrainConfig,
         "import_checkpoint": ImportConfig,
         "compare": CompareConfig,
+        "bench": BenchConfig,
     }
     for name, node in scripts.items():
         store.store(name=f"{name}_schema", node=node)

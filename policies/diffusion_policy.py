@@ -77,16 +77,18 @@ class DiffusionPolicy:
         Raises:
             InvalidInput: the observation does not fit, or there is not one key per row.
         """
-        joined = self.spec.concatenate(observation)
-        chunk = self.denoise(joined, self.draw_noise(len(joined), noise_keys))
-        executed = self.checkpoint.action_normalizer.unnormalize(chunk[:, self.spec.executed])
-        actions = executed.float().cpu().numpy()
+        observed = self.observe(observation)
+        actions = self.executed(self.denoiser(observed, self.draw_noise(len(observed), noise_keys)))
         return actions if np.asarray(next(iter(observation.values()))).ndim == 3 else actions[0]
 
-    def denoise(self, observation: np.ndarray, noise: ChunkNoise) -> Tensor:
-        """Return the whole predicted chunk float32[B, T, Da], normalised, for float32[B, To, Do] in task units."""
-        on_device = torch.from_numpy(observation).to(self.trunk.device)
-        return self.denoiser(self.checkpoint.observation_normalizer.normalize(on_device), noise)
+    def observe(self, observation: Mapping[str, np.ndarray]) -> Tensor:
+        """Return the normalised observation float32[B, To, Do] that the denoiser takes; see ``predict``."""
+        joined = torch.from_numpy(self.spec.concatenate(observation))
+        return self.checkpoint.observation_normalizer.normalize(joined.to(self.trunk.device))
+
+    def executed(self, chunk: Tensor) -> np.ndarray:
+        """Return float32[B, Ta, Da] in task units: the actions to execute of a normalised chunk float32[B, T, Da]."""
+        return self.checkpoint.action_normalizer.unnormalize(chunk[:, self.spec.executed]).float().cpu().numpy()
 
     def draw_noise(self, batch: int, noise_keys: Sequence[tuple[int, int]] | None = None) -> ChunkNoise:
         """Draw all noise of a call for ``batch`` rows; see ``predict`` for the keys."""

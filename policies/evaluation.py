@@ -25,12 +25,12 @@ def action_errors(
         observation: key -> float32[N, To, channels], task units.
         batch: observations in one call.
     """
-    joined = policy.spec.concatenate(observation)
+    observed = policy.observe(observation)
     errors = []
-    for start in range(0, len(joined), batch):
-        rows = joined[start : start + batch]
+    for start in range(0, len(observed), batch):
+        rows = observed[start : start + batch]
         noise = policy.draw_noise(len(rows), [(start + row, 0) for row in range(len(rows))])
-        chunk, expected = (each.denoise(rows, noise)[:, policy.spec.executed] for each in (policy, reference))
+        chunk, expected = (each.denoiser(rows, noise)[:, policy.spec.executed] for each in (policy, reference))
         errors.append((chunk.double() - expected.double()).abs().mean(dim=(1, 2)).cpu().numpy())
     return np.concatenate(errors)
 

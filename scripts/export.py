@@ -81,16 +81,15 @@ def _disagreement(config: ExportConfig, graph: bytes, policy: DiffusionPolicy) -
             )
         ) from error
     demos = demonstrations(config.task)
-    observation = policy.spec.concatenate(
-        demos.spread_observations(config.check_observations, policy.observation_steps, CHECK_SEED)
-    )
+    spread = demos.spread_observations(config.check_observations, policy.observation_steps, CHECK_SEED)
+    observation = policy.spec.concatenate(spread)
     noise = policy.draw_noise(len(observation), [(row, 0) for row in range(len(observation))])
     inputs = {"observation": observation, "initial_noise": noise.initial.numpy(), "step_noise": noise.steps.numpy()}
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     used = {each.name for each in session.get_inputs()}
     (chunk,) = session.run(["chunk"], {name: values for name, values in inputs.items() if name in used})
     normalised = policy.checkpoint.action_normalizer.normalize(torch.from_numpy(chunk))
-    return float(np.abs((normalised - policy.denoise(observation, noise)).numpy()).max())
+    return float(np.abs((normalised - policy.denoiser(policy.observe(spread), noise)).numpy()).max())
 
 
 if __name__ == "__main__":

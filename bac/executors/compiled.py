@@ -105,9 +105,7 @@ class CompiledExecutor:
         self._sampler = sampler
         self._shape = (decoder.horizon, decoder.action_dim)
         with torch.inference_mode():
-            packed = list(_packed(decoder, self._library.bac_panel()))
-            matrices = torch.cat(packed)
-            self._matrices = matrices.to(torch.bfloat16) if weights is WeightType.BF16 else matrices
+            self._matrices = torch.cat(list(_packed(decoder, self._library.bac_panel(), weights)))
             self._vectors = torch.cat([each.flatten() for layer in decoder.layers for each in _vectors(layer)])
             self._ends = torch.cat([each.flatten() for each in _ends(decoder)])
             self._tables = torch.stack(list(trunk.step_tables(sampler.timesteps)))
@@ -192,11 +190,19 @@ class _Call(ctypes.Structure):
     )
 
 
-def _packed(decoder: PreNormDecoder, panel: int) -> Iterator[Tensor]:
-    """Yield each matrix [out, in] as [out / panel, in, panel], flat, in the order of ``struct Layer``."""
+def _packed(decoder: PreNormDecoder, panel: int, weights: WeightType) -> Iterator[Tensor]:
+    """Yield each matrix [out, in] as [out / panel, in, panel], flat, in the order of ``struct Layer``.
+
+    In bf16 two consecutive inputs lie side by side, [out / panel, in / 2, panel, 2].
+    """
     for layer in decoder.layers:
         for weight, _ in (layer.self_in, layer.self_out, layer.cross_in, layer.cross_out, layer.hidden, layer.out):
-            yield weight.float().reshape(-1, panel, weight.shape[1]).transpose(1, 2).flatten()
+            by_input = weight.float().reshape(-1, panel, weight.shape[1]).transpose(1, 2)
+            if weights is WeightType.FP32:
+                yield by_input.flatten()
+            else:
+                pairs = by_input.to(torch.bfloat16).reshape(len(by_input), -1, 2, panel)
+                yield pairs.transpose(2, 3).flatten()
 
 
 def _vectors(layer: DecoderLayer) -> Iterator[Tensor]:

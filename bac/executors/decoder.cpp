@@ -40,20 +40,26 @@ typedef float Vector __attribute__((vector_size(kLanes * 4)));
 typedef float LooseVector __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef int32_t Integers __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
-typedef uint16_t LooseHalves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+typedef uint32_t LooseWords __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 
 inline Vector load(const float* from) { return *reinterpret_cast<const LooseVector*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<LooseVector*>(to) = value; }
 inline Vector broadcast(float value) { return value - Vector{}; }
 
+// How weights are stored. A vector of stored weights unfolds into kDeep<Weight> vectors, of consecutive inputs.
 #if defined(BAC_BF16)
-using Weight = uint16_t;
-inline Vector load(const Weight* from) {
-    return reinterpret_cast<Vector>(__builtin_convertvector(*reinterpret_cast<const LooseHalves*>(from), Words) << 16);
-}
+using Weight = uint32_t;                                   // two bfloat16, the first one low
 #else
 using Weight = float;
 #endif
+template <class Stored> constexpr int kDeep = 1;
+template <> constexpr int kDeep<uint32_t> = 2;
+
+inline Vector unfold(const float* from, int) { return load(from); }
+inline Vector unfold(const uint32_t* from, int part) {
+    const Words both = *reinterpret_cast<const LooseWords*>(from);
+    return reinterpret_cast<Vector>(part == 0 ? both << 16 : both & 0xffff0000u);
+}
 
 inline float sum(Vector value) {
     float total = 0;
@@ -122,31 +128,35 @@ constexpr int kRows = tile_rows();
 inline int padded_rows(int rows) { return (rows + kRows - 1) / kRows * kRows; }
 
 // sums[row] += x[row, 0..depth) * panel[0..depth, lanes], while what lies `ahead` of the panel is fetched from memory.
-template <int Vectors, class Element>
+template <int Vectors, class Stored>
 inline __attribute__((always_inline)) void tile(
-    const float* x, int stride, const Element* panel, int panel_stride, int depth, const Element* ahead,
+    const float* x, int stride, const Stored* panel, int panel_stride, int depth, const Stored* ahead,
     Vector (&sums)[kRows][Vectors]) {
-    for (int k = 0; k < depth; ++k) {
-        Vector weights[Vectors];
-        for (int v = 0; v < Vectors; ++v) weights[v] = load(panel + k * panel_stride + v * kLanes);
-        if (ahead) for (size_t byte = 0; byte < Vectors * kLanes * sizeof(Element); byte += 64)
-            __builtin_prefetch(reinterpret_cast<const char*>(ahead + k * panel_stride) + byte, 0, 3);
-        for (int row = 0; row < kRows; ++row)
-            for (int v = 0; v < Vectors; ++v) sums[row][v] += weights[v] * x[row * stride + k];
+    for (int k = 0; k < depth; k += kDeep<Stored>, panel += panel_stride) {
+        if (ahead) {
+            for (int v = 0; v < Vectors; ++v) __builtin_prefetch(ahead + v * kLanes);
+            ahead += panel_stride;
+        }
+        for (int part = 0; part < kDeep<Stored>; ++part) {
+            Vector weights[Vectors];
+            for (int v = 0; v < Vectors; ++v) weights[v] = unfold(panel + v * kLanes, part);
+            for (int row = 0; row < kRows; ++row)
+                for (int v = 0; v < Vectors; ++v) sums[row][v] += weights[v] * x[row * stride + k + part];
+        }
     }
 }
 
 // For every row and output channel: finish(row, channel, x[row] . weights[channel] + bias[channel]).
 template <int Inputs, int Outputs, class Finish>
 inline void linear(int rows, const float* x, int stride, const Weight* weights, const float* bias, Finish finish) {
-    for (int channel = 0; channel < Outputs; channel += kPanel) {
-        const Weight* panel = weights + channel * Inputs;
-        const Weight* ahead = panel + kPanel * Inputs;     // the next panel, or the matrix that follows in memory
+    constexpr int kPanelSize = kPanel * Inputs / kDeep<Weight>;
+    for (int channel = 0; channel < Outputs; channel += kPanel, weights += kPanelSize) {
+        const Weight* ahead = weights + kPanelSize;        // the next panel, or the matrix that follows in memory
         for (int first = 0; first < rows; first += kRows, ahead = nullptr) {
             Vector sums[kRows][kVectors];
             for (int row = 0; row < kRows; ++row)
                 for (int v = 0; v < kVectors; ++v) sums[row][v] = load(bias + channel + v * kLanes);
-            tile<kVectors>(x + int64_t(first) * stride, stride, panel, kPanel, Inputs, ahead, sums);
+            tile<kVectors>(x + int64_t(first) * stride, stride, weights, kPanel, Inputs, ahead, sums);
             for (int row = 0; row < kRows; ++row)
                 for (int v = 0; v < kVectors; ++v) finish(first + row, channel + v * kLanes, sums[row][v]);
         }
@@ -164,7 +174,7 @@ struct Layer {
 
     Layer(const Weight* matrices, const float* vectors) {
         auto vector = [&](int size) { const float* at = vectors; vectors += size; return at; };
-        auto matrix = [&](int size) { const Weight* at = matrices; matrices += size; return at; };
+        auto matrix = [&](int size) { const Weight* at = matrices; matrices += size / kDeep<Weight>; return at; };
         norm1_scale = vector(kWidth), norm1_shift = vector(kWidth);
         self_in_bias = vector(3 * kWidth), self_out_bias = vector(kWidth);
         norm2_scale = vector(kWidth), norm2_shift = vector(kWidth);
@@ -176,7 +186,7 @@ struct Layer {
         hidden = matrix(kHidden * kWidth), out = matrix(kWidth * kHidden);
     }
 };
-constexpr int64_t kLayerMatrices = 6 * kWidth * kWidth + 2 * kHidden * kWidth;
+constexpr int64_t kLayerMatrices = (6 * kWidth * kWidth + 2 * kHidden * kWidth) / kDeep<Weight>;
 constexpr int64_t kLayerVectors = 17 * kWidth;
 
 struct Ends {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bac.errors import InvalidInput
-from bac.timing import device_synchroniser, measure_interleaved
+from bac.timing import device_synchroniser, measure_interleaved, measure_stages
 
 
 def rig(log: list[str]) -> tuple[Callable[[], float], Callable[[str, list[float]], Callable[[], None]]]:
@@ -74,3 +74,50 @@ def test_a_cpu_needs_no_waiting_and_a_gpu_its_own(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     device_synchroniser(torch.device("cuda:1"))()
     assert waited == [torch.device("cuda:1")]
+
+
+def test_stages_of_a_call_add_up_to_it() -> None:
+    now = [0.0]
+
+    def stage(seconds: float) -> Callable[[list[float]], list[float]]:
+        def run(passed: list[float]) -> list[float]:
+            now[0] += seconds
+            return [*passed, seconds]
+
+        return run
+
+    seen: list[list[float]] = []
+    stages = {"encode": stage(0.5), "denoise": stage(4.0), "decode": seen.append}
+    latency = measure_stages(stages, [], calls=3, warmup=2, clock=lambda: now[0])
+    assert seen == [[0.5, 4.0]] * 5
+    assert {name: each.p50_ms for name, each in latency.items()} == {
+        "encode": 500,
+        "denoise": 4000,
+        "decode": 0,
+        "total": 4500,
+    }
+    assert {name: each.warmup_s for name, each in latency.items()} == {
+        "encode": 1,
+        "denoise": 8,
+        "decode": 0,
+        "total": 9,
+    }
+
+
+def test_stages_read_the_clock_after_the_device() -> None:
+    log: list[str] = []
+    stages = {name: lambda passed, name=name: log.append(name) for name in ("a", "b")}
+    measure_stages(
+        stages,
+        None,
+        calls=1,
+        warmup=0,
+        synchronise=lambda: log.append("sync"),
+        clock=lambda: log.append("clock") or 0.0,
+    )
+    assert log == ["sync", "clock", "a", "sync", "clock", "b", "sync", "clock"]
+
+
+def test_stages_without_a_call_refuse() -> None:
+    with pytest.raises(InvalidInput, match="latency calls: expected at least 1, got 0"):
+        measure_stages({"a": lambda passed: passed}, None, calls=0)

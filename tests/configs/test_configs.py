@@ -21,6 +21,7 @@ SCRIPTS = {
     "export": (schema.ExportConfig, []),
     "calibrate": (schema.CalibrateConfig, []),
     "train": (schema.TrainConfig, []),
+    "bench": (schema.BenchConfig, []),
     "import_checkpoint": (schema.ImportConfig, ["source=a.ckpt", "weights=ema"]),
     "compare": (schema.CompareConfig, ["reference=a", "runs=[b]"]),
 }

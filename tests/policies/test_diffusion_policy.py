@@ -34,8 +34,7 @@ def test_chunk_has_the_executed_actions_in_task_units() -> None:
 def test_executed_actions_start_at_the_newest_observation() -> None:
     policy = small_policy()
     assert policy.spec.executed == slice(1, 5)
-    joined = policy.spec.concatenate(observation(3))
-    whole = policy.denoise(joined, policy.draw_noise(3, KEYS))
+    whole = policy.denoiser(policy.observe(observation(3)), policy.draw_noise(3, KEYS))
     executed = policy.checkpoint.action_normalizer.unnormalize(whole[:, 1:5]).numpy()
     np.testing.assert_array_equal(policy.predict(observation(3), KEYS), executed)
 

@@ -118,6 +118,43 @@ def test_evaluation_repeats_itself_and_none_is_the_reference(trained: Path) -> N
     assert uncached["compare"]["score_difference"] == {"mean": 0, "low": 0, "high": 0}
 
 
+def test_benchmark_times_every_kind_of_row(trained: Path) -> None:
+    small = ["networks=[checkpoint]", "batches=[1,2]", "reference_ddim=[5]", "updates=[3]", "ddim_updates=[[5,2]]"]
+    few = ["calls=2", "warmup=1", "error_observations=4", "stages_schedule=bac-s3"]
+    kinds = "only=[eager,compiled,onnx,hooks,DDIM]"
+    _run(
+        trained,
+        "bench",
+        "checkpoint=run/checkpoint.safetensors",
+        *small,
+        *few,
+        kinds,
+        "executors=[eager,onnx,compiled bf16]",
+    )
+    folder, results = _results(trained, "bench")
+    assert {"table.md", "latency.png"} <= {path.name for path in folder.iterdir()}
+    assert [table["batch"] for table in results["tables"]] == [1, 2]
+    rows = {row["row"]: row for row in results["tables"][0]["rows"]}
+    assert list(rows) == [
+        "reference",
+        "reference, DDIM-5",
+        "hooks, uniform S=10",
+        "hooks, BAC S=3",
+        *(
+            f"{kind}, {name}"
+            for kind in ("eager", "onnx", "compiled bf16")
+            for name in ("full", "uniform S=10", "BAC S=3")
+        ),
+        "compiled, DDIM-5 BAC S=2",
+    ]
+    assert rows["reference"]["ratio"] == 1
+    assert rows["eager, full"]["action_error"] == 0
+    assert 0 < rows["compiled bf16, full"]["action_error"] < rows["eager, BAC S=3"]["action_error"]
+    assert rows["eager, BAC S=3"]["gflops"] < rows["eager, full"]["gflops"]
+    stages = results["stages"]["latency_ms"]
+    assert list(stages) == ["observation encoding", "noise", "denoising", "post-processing", "total"]
+
+
 def test_export_writes_a_graph_that_agrees(trained: Path) -> None:
     told = _run(trained, "export", "checkpoint=run/checkpoint.safetensors", "cache.updates=3")
     folder, results = _results(trained, "export")

@@ -7,12 +7,11 @@ this folder hold the values. ``???`` values must be given.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from bac.errors import InvalidInput, sentence
+from bac.choices import choice
 from bac.executors import Selection, select
 from bac.methods import BlockAdaptive, Downstream, IntervalScore, Method, NoCache, Uniform
 from bac.profile import Metric
@@ -22,8 +21,6 @@ from policies.base import PolicySpec
 from policies.diffusion_transformer import DiffusionTransformerConfig
 from policies.samplers import DiffusionProcess, Spacing, ddim, ddpm
 from policies.training import TrainingConfig
-
-_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,7 +95,7 @@ class DdimConfig:
 
     def build(self, process: DiffusionProcess) -> SamplerTable:
         """Return the coefficient table."""
-        return ddim(process, self.steps, _choice("sampler.spacing", self.spacing, Spacing))
+        return ddim(process, self.steps, choice("sampler.spacing", self.spacing, Spacing))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -138,9 +135,9 @@ class BacConfig:
         return BlockAdaptive(
             updates=self.updates,
             upstream_blocks=self.upstream_blocks,
-            metric=_choice("cache.metric", self.metric, Metric),
-            score=_choice("cache.score", self.score, IntervalScore),
-            downstream=_choice("cache.downstream", self.downstream, Downstream),
+            metric=choice("cache.metric", self.metric, Metric),
+            score=choice("cache.score", self.score, IntervalScore),
+            downstream=choice("cache.downstream", self.downstream, Downstream),
             force_last_step=self.force_last_step,
         )
 
@@ -381,13 +378,3 @@ def register() -> None:
     for group, nodes in groups.items():
         for name, node in nodes.items():
             store.store(group=group, name=f"{name}_schema", node=node)
-
-
-def _choice(key: str, value: str, choices: type[_Choice]) -> _Choice:
-    try:
-        return choices(value)
-    except ValueError as error:
-        allowed = ", ".join(choices)
-        raise InvalidInput(
-            sentence(key, expected=f"one of {allowed}", got=value, mend="choose one of these")
-        ) from error

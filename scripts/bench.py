@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import bac
+from bac.choices import choice
 from bac.errors import Unavailable
 from bac.executors import ChunkNoise, ExecutorKind, WeightType
 from bac.files import write_whole
@@ -107,10 +108,10 @@ def _rows(config: BenchConfig, policy: DiffusionPolicy, observed: Tensor, profil
     yield from hook_rows(policy, named, ddpm)
     for executor in config.executors:
         kind, _, weights = executor.partition(" ")
-        yield from executor_rows(policy, named, ExecutorKind(kind), WeightType(weights or "fp32"))
-    yield from ddim_rows(
-        policy, observed, {steps: budget for steps, budget in config.ddim_updates}, ExecutorKind.COMPILED
-    )
+        yield from executor_rows(
+            policy, named, choice("executors", kind, ExecutorKind), choice("executors", weights or "fp32", WeightType)
+        )
+    yield from ddim_rows(policy, observed, {pair[0]: pair[1] for pair in config.ddim_updates}, ExecutorKind.COMPILED)
 
 
 def _loop(network: DiffusionTransformer, *, scheduler: Any, steps: int) -> Denoise:

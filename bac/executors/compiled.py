@@ -106,9 +106,9 @@ class CompiledExecutor:
         self._shape = (decoder.horizon, decoder.action_dim)
         with torch.inference_mode():
             self._matrices = torch.cat(list(_packed(decoder, self._library.bac_panel(), weights)))
-            self._vectors = torch.cat([each.flatten() for layer in decoder.layers for each in _vectors(layer)])
-            self._ends = torch.cat([each.flatten() for each in _ends(decoder)])
-            self._tables = torch.stack(list(trunk.step_tables(sampler.timesteps)))
+            self._vectors = torch.cat([each.flatten() for layer in decoder.layers for each in _vectors(layer)]).float()
+            self._ends = torch.cat([each.flatten() for each in _ends(decoder)]).float()
+            self._tables = torch.stack(list(trunk.step_tables(sampler.timesteps))).float()
         self._visible = torch.tensor([decoder.self_visible, decoder.cross_visible], dtype=torch.int32)
         self._coefficients = torch.from_numpy(_coefficients(sampler))
         self._operations = torch.tensor(list(_encoded(plan)), dtype=torch.int32)
@@ -127,9 +127,11 @@ class CompiledExecutor:
                     mend="draw it for this policy",
                 )
             )
-        condition = torch.stack(list(self._trunk.condition(observation)))
+        condition = torch.stack(list(self._trunk.condition(observation))).float()
         # Rows are independent: each thread takes its share. One row is one thread's.
         threads = min(torch.get_num_threads(), batch)
+        if threads == 1:
+            return self._run(condition, noise.initial, noise.steps)
         shares = [slice(batch * n // threads, batch * (n + 1) // threads) for n in range(threads)]
         with ThreadPoolExecutor(threads) as pool:
             chunks = pool.map(

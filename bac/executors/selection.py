@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
 
+from bac.choices import choice
 from bac.errors import InvalidInput, Unavailable, sentence
 from bac.executors.base import Executor
 from bac.executors.compiled import CompiledExecutor, WeightType, compile_for
@@ -15,8 +15,6 @@ from bac.executors.onnx import OnnxExecutor
 from bac.plan import Plan
 from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
-
-_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 class ExecutorKind(StrEnum):
@@ -67,7 +65,7 @@ def select(kind: ExecutorKind | str, trunk: ResidualTrunk, weights: WeightType |
         InvalidInput: no such executor or weight type, or an executor that does not store weights in that way.
         Unavailable: asked for by name, and this machine or this trunk does not have it.
     """
-    kind, weights = _member(ExecutorKind, "executor", kind), _member(WeightType, "executor weights", weights)
+    kind, weights = choice("executor", kind, ExecutorKind), choice("executor weights", weights, WeightType)
     on_gpu = trunk.device.type == "cuda"
     if weights is not WeightType.FP32 and (on_gpu or kind not in {ExecutorKind.AUTO, ExecutorKind.COMPILED}):
         raise InvalidInput(
@@ -94,13 +92,3 @@ def select(kind: ExecutorKind | str, trunk: ResidualTrunk, weights: WeightType |
             return Selection(ExecutorKind.EAGER, because=str(reason))
         return Selection(ExecutorKind.COMPILED, weights)
     return Selection(kind)
-
-
-def _member(choices: type[_Choice], what: str, value: str) -> _Choice:
-    try:
-        return choices(value)
-    except ValueError as error:
-        allowed = ", ".join(choices)
-        raise InvalidInput(
-            sentence(what, expected=f"one of {allowed}", got=value, mend="choose one of these")
-        ) from error

@@ -1,0 +1,25 @@
+"""Reading a named choice, refusing an unknown name by naming the known ones."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeVar
+
+from bac.errors import InvalidInput, sentence
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+def choice(what: str, value: str, choices: type[_Choice]) -> _Choice:
+    """Return the member of ``choices`` called ``value``.
+
+    Raises:
+        InvalidInput: there is none; the sentence begins with ``what``.
+    """
+    try:
+        return choices(value)
+    except ValueError as error:
+        allowed = ", ".join(choices)
+        raise InvalidInput(
+            sentence(what, expected=f"one of {allowed}", got=value, mend="choose one of these")
+        ) from error

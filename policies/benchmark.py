@@ -8,10 +8,11 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bac.accelerate import attach, build_executor
+from bac.accelerate import accelerate, attach, build_executor
 from bac.executors import ChunkNoise, ExecutorKind, Selection, WeightType, select
 from bac.methods import BlockAdaptive, Uniform, full_schedule
 from bac.passes import optimise
@@ -24,6 +25,7 @@ from policies.checkpoint import PolicyCheckpoint
 from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from policies.diffusion_trunk import diffusion_transformer_sites
+from policies.loading import load_policy
 from policies.normalizer import LimitsNormalizer
 from policies.samplers import DiffusionProcess, ddim
 
@@ -143,3 +145,11 @@ def _hooked(policy: DiffusionPolicy, schedule: CacheSchedule, loop: Loop) -> Den
 def _gflops(policy: DiffusionPolicy, schedule: CacheSchedule) -> float:
 
     return cost(optimise(lower(schedule)), policy.trunk.cost).planned / 1e9
+
+
+def play_once(source: str, schedule: str, kind: ExecutorKind, weights: WeightType) -> None:
+    """Load a policy, bind a schedule and predict one chunk, for ``bac.memory.peak_memory``."""
+    policy = load_policy(source)
+    fast = accelerate(policy, schedule, select(kind, policy.trunk, weights))
+    channels = policy.spec.observation.items()
+    fast.predict({key: np.zeros((policy.observation_steps, size), np.float32) for key, size in channels})

@@ -105,7 +105,7 @@ class CompiledExecutor:
         self._sampler = sampler
         self._shape = (decoder.horizon, decoder.action_dim)
         with torch.inference_mode():
-            self._matrices = torch.cat(list(_packed(decoder, self._library.bac_panel(), weights)))
+            self._matrices = _matrices(decoder, self._library.bac_panel(), weights)
             self._vectors = torch.cat([each.flatten() for layer in decoder.layers for each in _vectors(layer)]).float()
             self._ends = torch.cat([each.flatten() for each in _ends(decoder)]).float()
             self._tables = torch.stack(list(trunk.step_tables(sampler.timesteps))).float()
@@ -192,19 +192,28 @@ class _Call(ctypes.Structure):
     )
 
 
-def _packed(decoder: PreNormDecoder, panel: int, weights: WeightType) -> Iterator[Tensor]:
-    """Yield each matrix [out, in] as [out / panel, in, panel], flat, in the order of ``struct Layer``.
+def _matrices(decoder: PreNormDecoder, panel: int, weights: WeightType) -> Tensor:
+    """Return all matrices end to end in the order of ``struct Layer``, packed one by one to keep the peak low."""
+    matrices = [
+        weight
+        for layer in decoder.layers
+        for weight, _ in (layer.self_in, layer.self_out, layer.cross_in, layer.cross_out, layer.hidden, layer.out)
+    ]
+    stored = torch.float32 if weights is WeightType.FP32 else torch.bfloat16
+    result = torch.empty(sum(weight.numel() for weight in matrices), dtype=stored)
+    start = 0
+    for weight in matrices:
+        result[start : start + weight.numel()] = _packed(weight.to(stored), panel).flatten()
+        start += weight.numel()
+    return result
 
-    In bf16 two consecutive inputs lie side by side, [out / panel, in / 2, panel, 2].
-    """
-    for layer in decoder.layers:
-        for weight, _ in (layer.self_in, layer.self_out, layer.cross_in, layer.cross_out, layer.hidden, layer.out):
-            by_input = weight.float().reshape(-1, panel, weight.shape[1]).transpose(1, 2)
-            if weights is WeightType.FP32:
-                yield by_input.flatten()
-            else:
-                pairs = by_input.to(torch.bfloat16).reshape(len(by_input), -1, 2, panel)
-                yield pairs.transpose(2, 3).flatten()
+
+def _packed(weight: Tensor, panel: int) -> Tensor:
+    """Return a matrix [out, in] as [out / panel, in, panel]; in bf16 as [out / panel, in / 2, panel, 2]."""
+    panels = weight.reshape(-1, panel, weight.shape[1])
+    if weight.dtype == torch.float32:
+        return panels.transpose(1, 2)
+    return panels.reshape(len(panels), panel, -1, 2).transpose(1, 2)
 
 
 def _vectors(layer: DecoderLayer) -> Iterator[Tensor]:

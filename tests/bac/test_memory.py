@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from bac.executors import ExecutorKind, WeightType
+from bac.memory import peak_memory
+from policies.benchmark import play_once
+from policies.loading import load_policy
+
+MEGABYTE = 2**20
+
+
+def test_peak_is_what_the_work_adds() -> None:
+    # The kernel counts pages in batches, so a little may be missing.
+    assert 60 * MEGABYTE <= peak_memory(partial(np.full, 8 * MEGABYTE, 1.0)) < 80 * MEGABYTE
+
+
+@pytest.mark.parametrize("weights", WeightType)
+@pytest.mark.parametrize("kind", [ExecutorKind.EAGER, ExecutorKind.COMPILED])
+def test_an_executor_needs_at_most_twice_its_weights_and_a_little(kind: ExecutorKind, weights: WeightType) -> None:
+    if kind is ExecutorKind.EAGER and weights is WeightType.BF16:
+        pytest.skip("eager has no bf16")
+    size = sum(parameter.nbytes for parameter in load_policy("push_t").checkpoint.network.parameters())
+    peak = peak_memory(partial(play_once, "push_t", "bac-s10", kind, weights))
+    assert peak <= 2 * size + 64 * MEGABYTE

@@ -62,9 +62,11 @@ def test_every_executor_composes(executor: str) -> None:
     assert set(GROUPS["executor"]) == set(ExecutorKind)
 
 
-def test_defaults_are_the_papers() -> None:
-    method = _compose("eval").cache.build()
-    assert method == BlockAdaptive(updates=10, upstream_blocks=5, force_last_step=True)
+def test_defaults_are_the_papers_but_for_the_budget() -> None:
+    assert _compose("eval").cache.build() == BlockAdaptive(updates=30)
+    assert _compose("eval", "cache.updates=10").cache.build() == BlockAdaptive(
+        updates=10, upstream_blocks=5, force_last_step=True
+    )
     assert _compose("eval", "cache=uniform", "cache.updates=7").cache.build() == Uniform(updates=7)
 
 

@@ -61,10 +61,10 @@ def test_shipped_schedule_refuses_another_sampler(policy: DiffusionPolicy) -> No
 
 
 def test_readme_lines_work(policy: DiffusionPolicy) -> None:
-    fast = bac.accelerate(policy, schedule="bac-s10")
+    fast = bac.accelerate(policy, schedule="bac-s30")
     chunk = fast.predict(
         {"keypoints": np.full((2, 18), 256, np.float32), "agent_position": np.full((2, 2), 200, np.float32)}
     )
     assert chunk.shape == (8, 2)
     assert torch.isfinite(torch.from_numpy(chunk)).all()
-    assert sum(fast.denoiser.plan.block_calls().values()) < 0.25 * 2400
+    assert sum(fast.denoiser.plan.block_calls().values()) < 0.5 * 2400

@@ -193,7 +193,7 @@ def test_comparison_pairs_runs_of_the_same_episodes(trained: Path, tmp_path: Pat
     [
         (["cache.updates=11"], "error: cache.updates: expected 1 to 10, got 11"),
         (["cache.updates=0"], "error: cache.updates: expected 1 to 10, got 0"),
-        (["cache.upstream_blocks=7"], "error: cache.upstream_blocks: expected 0 to 6, got 7"),
+        (["cache.updates=3", "cache.upstream_blocks=7"], "error: cache.upstream_blocks: expected 0 to 6, got 7"),
         (["sampler=ddim", "sampler.steps=5"], "error: feature profile: expected a file"),
         (["checkpoint=nowhere.safetensors"], "error: checkpoint: expected a file"),
         (["compare=ddim"], "error: compare: expected none"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+from bac.errors import Unavailable, sentence
 
 
 def peak_memory(work: Callable[[], object], imports: Sequence[str] = ()) -> int:
@@ -17,7 +18,12 @@ def peak_memory(work: Callable[[], object], imports: Sequence[str] = ()) -> int:
     Args:
         work: picklable; what its module imports is imported before the measurement begins.
         imports: further modules to import before it, for work that imports late.
+
+    Raises:
+        Unavailable: the system keeps no ``/proc``.
     """
+    if not Path("/proc/self/status").exists():
+        raise Unavailable(sentence("peak memory", expected="Linux", got=sys.platform, mend="measure it on Linux"))
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_raised_peak, work, tuple(imports)).result()
 
@@ -25,17 +31,12 @@ def peak_memory(work: Callable[[], object], imports: Sequence[str] = ()) -> int:
 def _raised_peak(work: Callable[[], object], imports: tuple[str, ...]) -> int:
     for name in imports:
         importlib.import_module(name)
-    before = _resident()
+    before = _kilobytes("VmRSS")
     work()
-    return _peak() - before
+    return (_kilobytes("VmHWM") - before) * 1024
 
 
-def _resident() -> int:
-    """Return the bytes in memory now; where the system does not tell, the peak so far, which importing may have set."""
-    status = Path("/proc/self/statm")
-    return int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else _peak()
-
-
-def _peak() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _kilobytes(field: str) -> int:
+    """Read a field of this process's memory map; getrusage would give the parent's peak if that was higher."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

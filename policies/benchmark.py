@@ -143,7 +143,6 @@ def _hooked(policy: DiffusionPolicy, schedule: CacheSchedule, loop: Loop) -> Den
 
 
 def _gflops(policy: DiffusionPolicy, schedule: CacheSchedule) -> float:
-
     return cost(optimise(lower(schedule)), policy.trunk.cost).planned / 1e9
 
 

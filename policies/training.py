@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -209,11 +210,16 @@ class Trainer:
             return False
         try:
             state = torch.load(path, map_location=self._device, weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError) as error:
+            saved = TrainingConfig(**state["config"])
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, UnpicklingError) as error:
             raise CorruptArtefact(
-                sentence(f"training state {path}", expected="a whole file", got=error, mend="delete it to start again")
+                sentence(
+                    f"training state {path}",
+                    expected="a whole file of this version",
+                    got=error,
+                    mend="delete it to start again",
+                )
             ) from error
-        saved = TrainingConfig(**state["config"])
         if state["step"] > self.config.steps or not self.config.begins_like(saved, state["step"]):
             raise Mismatch(
                 sentence(

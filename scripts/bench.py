@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import bac
 from bac.choices import choice
-from bac.errors import Unavailable
+from bac.errors import InvalidInput, Unavailable, sentence
 from bac.executors import ChunkNoise, ExecutorKind, WeightType
 from bac.files import write_whole
 from bac.pictures import save_figure
@@ -52,7 +52,9 @@ _SEED = 1_000_003
 
 def main(config: BenchConfig, folder: Path) -> None:
     """Time all rows in turn, per network and batch; write table, plot and JSON into ``folder``."""
+    _require_known(config)
     torch.set_num_threads(config.threads)
+    stages = _stages(config)
     tables = []
     for network in config.networks:
         policy, observed, profile = _policy(config, network)
@@ -64,7 +66,7 @@ def main(config: BenchConfig, folder: Path) -> None:
             tables.append({**about, "rows": measured})
     results = {
         "tables": tables,
-        "stages": _stages(config),
+        "stages": stages,
         "provenance": run_provenance(torch.device(config.device), asdict(config)),
     }
     text = "\n".join(map(_markdown, tables))
@@ -72,6 +74,18 @@ def main(config: BenchConfig, folder: Path) -> None:
     save_figure(_plot(tables), folder / "latency.png")
     write_results(folder / "results.json", results)
     print(f"{text}\nresults in {folder}")
+
+
+def _require_known(config: BenchConfig) -> None:
+    """Refuse before anything is timed what would otherwise surface late, or be taken for something else."""
+    checks = {
+        "networks": (config.networks, "checkpoint, kitchen or both", {"checkpoint", "kitchen"} >= set(config.networks)),
+        "batches": (config.batches, "batch sizes of at least 1", min(config.batches, default=0) >= 1),
+        "ddim_updates": (config.ddim_updates, "pairs", all(len(pair) == 2 for pair in config.ddim_updates)),
+    }
+    for key, (got, expected, fine) in checks.items():
+        if not fine or not (got or key == "ddim_updates"):
+            raise InvalidInput(sentence(key, expected=expected, got=got, mend="correct the override"))
 
 
 def _policy(config: BenchConfig, network: str) -> tuple[DiffusionPolicy, Tensor, FeatureProfile]:

@@ -82,6 +82,8 @@ def select(kind: ExecutorKind | str, trunk: ResidualTrunk, weights: WeightType |
         raise Unavailable(
             sentence("executor cuda_graph", expected="a CUDA device", got=trunk.device, mend="use executor=compiled")
         )
+    if kind is ExecutorKind.ONNX and on_gpu:
+        raise Unavailable(sentence("executor onnx", expected="a CPU", got=trunk.device, mend="use executor=cuda_graph"))
     if kind in {ExecutorKind.AUTO, ExecutorKind.COMPILED}:
         try:
             compile_for(trunk, weights)

@@ -26,7 +26,7 @@ def build_library(source: Path, defines: Mapping[str, int]) -> ctypes.CDLL:
     source, flags, compiler and processor, so that nothing stale is ever loaded.
 
     Raises:
-        Unavailable: no compiler, or it refuses the source.
+        Unavailable: no compiler, it refuses the source, or nothing can be written to the cache.
     """
     compiler = _compiler()
     flags = [*_FLAGS, *(f"-D{name}={value}" for name, value in sorted(defines.items()))]
@@ -34,7 +34,7 @@ def build_library(source: Path, defines: Mapping[str, int]) -> ctypes.CDLL:
     digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()
     library = cache_folder() / f"{source.stem}-{digest[:24]}.so"
     if not library.exists():
-        library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _require_writable(library.parent)
         write_whole(library, partial(_compile, compiler, flags, source))
     return ctypes.CDLL(str(library))
 
@@ -44,6 +44,23 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("BAC_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bac"
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise Unavailable(
+            sentence(
+                "cache of compiled code",
+                expected="a writable folder",
+                got=folder,
+                mend="set BAC_CACHE to one, or use executor=eager",
+            )
+        )
 
 
 def _compiler() -> str:
@@ -66,7 +83,8 @@ def _compile(compiler: str, flags: list[str], source: Path, library: Path) -> No
         [compiler, *flags, "-o", str(library), str(source)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        complaint = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
+        lines = [*done.stderr.splitlines(), f"exit status {done.returncode}"]
+        complaint = next((line for line in lines if "error" in line), lines[0])
         raise Unavailable(
             sentence(
                 f"compiling {source.name}",

@@ -222,6 +222,14 @@ def test_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_cache_that_cannot_be_written_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BAC_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(Unavailable, match=r"cache of compiled code: expected a writable folder, got .*set BAC_CACHE"):
+        select("compiled", trunk_of(SMALL))
+    assert select("auto", trunk_of(SMALL)).kind is ExecutorKind.EAGER
+
+
 def test_auto_on_a_cpu_is_compiled() -> None:
     assert select("auto", trunk_of(SMALL)) == Selection(ExecutorKind.COMPILED)
 

@@ -138,6 +138,12 @@ def test_truncated_state_refuses(tmp_path: Path) -> None:
         _trainer(tmp_path).resume()
 
 
+def test_state_of_another_version_refuses(tmp_path: Path) -> None:
+    torch.save({"step": 1, "config": {"steps": 8}}, tmp_path / STATE_FILE)
+    with pytest.raises(CorruptArtefact, match="expected a whole file of this version"):
+        _trainer(tmp_path).resume()
+
+
 def test_log_has_losses_and_scores(tmp_path: Path) -> None:
     trainer = _trainer(tmp_path, replace(RECIPE, cycles=(40,)))
     list(trainer.run())

@@ -155,6 +155,21 @@ def test_benchmark_times_every_kind_of_row(trained: Path) -> None:
     assert list(stages) == ["observation encoding", "noise", "denoising", "post-processing", "total"]
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("networks=[kitchn]", "error: networks: expected checkpoint, kitchen or both, got ['kitchn']"),
+        ("batches=[0]", "error: batches: expected batch sizes of at least 1, got [0]"),
+        ("ddim_updates=[[5]]", "error: ddim_updates: expected pairs, got [[5]]"),
+        ("stages_schedule=bac-s9", "error: schedule: expected a file or one of ['bac-s2', 'bac-s3'], got bac-s9"),
+    ],
+)
+def test_benchmark_refuses_before_it_times(trained: Path, override: str, told: str) -> None:
+    said = _run(trained, "bench", "checkpoint=run/checkpoint.safetensors", override, ok=False)
+    assert told in said
+    assert "build" not in said
+
+
 def test_export_writes_a_graph_that_agrees(trained: Path) -> None:
     told = _run(trained, "export", "checkpoint=run/checkpoint.safetensors", "cache.updates=3")
     folder, results = _results(trained, "export")

@@ -3,11 +3,13 @@
 Every tensor program that reads ONNX then runs the cached policy without this package: onnxruntime, TensorRT, OpenVINO.
 Inputs are ``observation`` float32[B, To, Do], ``initial_noise`` float32[B, T, Da] and ``step_noise`` float32[K, B, T,
 Da]; the output is ``chunk`` float32[B, T, Da]. The batch is free, everything else is fixed.
+
+Inside, the stream is a matrix [B * T, d], so that every linear map is one Gemm on the network's own weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,9 @@ OPSET = 17
 """The first with LayerNormalization; TensorRT 8.6 and later read it."""
 
 _IR_VERSION = 8
+_INLINE = 4096
+"""Constants of at most so many bytes always stay inside the graph; shapes must, for the checker to read them."""
+
 _HIDDEN = -1e9
 """Added to the score of an unseen key; its weight is then exactly 0."""
 
@@ -38,6 +43,33 @@ class Units:
     offset: np.ndarray
 
 
+@dataclass(frozen=True)
+class OnnxGraph:
+    """A graph whose large constants stand beside it.
+
+    Attributes:
+        model: the ``onnx.ModelProto``; it refers to the weights by name.
+        weights: name -> float32 array, where it can be the network's own memory.
+        chunk_shape: (T, Da).
+    """
+
+    model: Any
+    weights: Mapping[str, np.ndarray]
+    chunk_shape: tuple[int, int]
+
+    def whole(self) -> Any:
+        """Return an ``onnx.ModelProto`` with the weights inside, checked, to be stored."""
+        import onnx
+
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        for stored in model.graph.initializer:
+            if stored.name in self.weights:
+                stored.CopyFrom(onnx.numpy_helper.from_array(self.weights[stored.name], stored.name))
+        onnx.checker.check_model(model)
+        return model
+
+
 def onnx_graph(
     plan: Plan,
     trunk: ResidualTrunk,
@@ -46,8 +78,8 @@ def onnx_graph(
     observation_units: Units | None = None,
     chunk_units: Units | None = None,
     metadata: Mapping[str, str] | None = None,
-) -> Any:
-    """Return the ``onnx.ModelProto`` of a plan.
+) -> OnnxGraph:
+    """Return the graph of a plan.
 
     Args:
         plan: operations per step.
@@ -67,7 +99,6 @@ def onnx_graph(
             sentence("ONNX export", expected="a pre-norm decoder", got=type(trunk).__name__, mend="export it yourself")
         )
     try:
-        import onnx
         from onnx import TensorProto, helper
     except ImportError as error:
         raise Unavailable(
@@ -90,44 +121,70 @@ def onnx_graph(
     }
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     output = helper.make_tensor_value_info("chunk", TensorProto.FLOAT, ("batch", horizon, channels))
-    nodes = [helper.make_node(op, reads, [write], **attributes) for op, reads, write, attributes in graph.nodes]
-    weights = [onnx.numpy_helper.from_array(values, name) for name, values in graph.constants.items()]
+    nodes = [helper.make_node(op, reads, writes, **attributes) for op, reads, writes, attributes in graph.nodes]
+    weights = {name: values for name, values in graph.constants.items() if values.nbytes > _INLINE}
+    stored = list(_stored(graph.constants, weights))
+    known = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in graph.shapes.items()]
     model = helper.make_model(
-        helper.make_graph(nodes, "action_chunk", inputs, [output], weights),
+        helper.make_graph(nodes, "action_chunk", inputs, [output], stored, value_info=known),
         opset_imports=[helper.make_opsetid("", OPSET)],
         producer_name="bac",
         ir_version=_IR_VERSION,
     )
     helper.set_model_props(model, dict(metadata or {}))
-    onnx.checker.check_model(model)
-    return model
+    return OnnxGraph(model, weights, (horizon, channels))
+
+
+def _stored(constants: Mapping[str, np.ndarray], beside: Mapping[str, np.ndarray]) -> Iterator[Any]:
+    """Yield a TensorProto per constant, without values for those that stand beside the graph."""
+    import onnx
+
+    offset = 0
+    for name, values in constants.items():
+        if name not in beside:
+            yield onnx.numpy_helper.from_array(values, name)
+            continue
+        place = {"location": "weights", "offset": offset, "length": values.nbytes}
+        yield onnx.TensorProto(
+            name=name,
+            data_type=onnx.TensorProto.FLOAT,
+            dims=values.shape,
+            data_location=onnx.TensorProto.EXTERNAL,
+            external_data=[onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in place.items()],
+        )
+        offset += values.nbytes
 
 
 class _Graph:
-    """Nodes in order and constants by name, before they become protobuf."""
+    """Nodes in order, constants and some known shapes by name, before they become protobuf."""
 
     def __init__(self) -> None:
-        self.nodes: list[tuple[str, list[str], str, dict[str, Any]]] = []
+        self.nodes: list[tuple[str, tuple[str, ...], list[str], dict[str, Any]]] = []
         self.constants: dict[str, np.ndarray] = {}
+        self.shapes: dict[str, tuple[str | int, ...]] = {}
 
     def node(self, op: str, *reads: str, **attributes: Any) -> str:
         """Append a node; return the name of its result."""
-        write = f"v{len(self.nodes)}"
-        self.nodes.append((op, list(reads), write, attributes))
-        return write
+        return self.nodes_of(op, 1, *reads, **attributes)[0]
+
+    def nodes_of(self, op: str, results: int, *reads: str, **attributes: Any) -> list[str]:
+        """Append a node of several results; return their names."""
+        writes = [f"v{len(self.nodes)}.{part}" for part in range(results)]
+        self.nodes.append((op, reads, writes, attributes))
+        return writes
 
     def constant(self, name: str, values: Tensor | np.ndarray | np.int64 | float | Sequence[int]) -> str:
         """Store a constant under its name, once; floats become float32, sequences of int int64."""
         if name not in self.constants:
             array = values.detach().float().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-            array = array.astype(np.float32) if array.dtype.kind == "f" else array
+            array = array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
             self.constants[name] = np.ascontiguousarray(array).reshape(array.shape)
         return name
 
     def linear(self, x: str, name: str, weights: Affine) -> str:
-        """Apply (weight [out, in], bias [out])."""
-        product = self.node("MatMul", x, self.constant(f"{name}.weight", weights[0].T))
-        return self.node("Add", product, self.constant(f"{name}.bias", weights[1]))
+        """Apply (weight [out, in], bias [out]) to a matrix [rows, in]."""
+        weight, bias = self.constant(f"{name}.weight", weights[0]), self.constant(f"{name}.bias", weights[1])
+        return self.node("Gemm", x, weight, bias, transB=1)
 
     def norm(self, x: str, name: str, weights: Affine) -> str:
         """Apply a layer norm."""
@@ -139,11 +196,17 @@ class _Graph:
         scaled = self.node("Mul", x, self.constant(f"{x}.scale", units.scale))
         return self.node("Add", scaled, self.constant(f"{x}.offset", units.offset))
 
+    def shaped(self, x: str, free: str, *shape: int) -> str:
+        """Reshape to [free, *shape]; ``free`` is named, for without names onnxruntime plans memory for a minute."""
+        result = self.node("Reshape", x, self.constant(f"shape{list(shape)}", (-1, *shape)))
+        self.shapes[result] = free, *shape
+        return result
+
     def rename_last(self, result: str, name: str) -> None:
         """Give the last node's result another name."""
-        op, reads, write, attributes = self.nodes[-1]
-        assert write == result
-        self.nodes[-1] = (op, reads, name, attributes)
+        op, reads, writes, attributes = self.nodes[-1]
+        assert writes == [result]
+        self.nodes[-1] = (op, reads, [name], attributes)
 
 
 class _Unrolled:
@@ -164,7 +227,8 @@ class _Unrolled:
         embed = graph.constant("embed.weight", decoder.embed[0].T)
         sample, slots = "initial_noise", dict[int, str]()
         for step, operations in enumerate(plan.steps):
-            stream = graph.node("Add", graph.node("MatMul", sample, embed), place)
+            placed = graph.node("Add", graph.node("MatMul", sample, embed), place)
+            stream = graph.shaped(placed, "rows", decoder.width)
             for op in operations:
                 match op:
                     case Add(slot):
@@ -177,24 +241,25 @@ class _Unrolled:
                         if slot is not None:
                             slots[slot] = feature
             estimate = graph.linear(graph.norm(stream, "norm", decoder.norm), "head", decoder.head)
+            estimate = graph.shaped(estimate, "batch", decoder.horizon, decoder.action_dim)
             sample = self._update(sampler, step, sample, estimate)
         return sample
 
     def _memories(self, observation: str) -> list[tuple[str, str]]:
         """Return per layer keys [B, H, d/H, S] and values [B, H, S, d/H]; the time token's place holds zeros."""
         graph, encoder = self._graph, self._decoder.condition
-        tokens = graph.linear(observation, "observe", encoder.embed)
-        tokens = graph.node("Add", tokens, graph.constant("observe.positions", encoder.positions))
-        hidden = graph.linear(tokens, "condition.hidden", encoder.hidden)
+        tokens, width = self._decoder.condition_tokens, self._decoder.width
+        seen = graph.node("MatMul", observation, graph.constant("observe.weight", encoder.embed[0].T))
+        seen = graph.node("Add", seen, graph.constant("observe.positions", encoder.positions + encoder.embed[1]))
+        hidden = graph.linear(graph.shaped(seen, "memory_rows", width), "condition.hidden", encoder.hidden)
         mish = graph.node("Mul", hidden, graph.node("Tanh", graph.node("Softplus", hidden)))
         memory = graph.linear(mish, "condition.out", encoder.out)
         room = graph.constant("room_for_time", [0, 1, 0, 0, 0, 0])
         result = []
         for number, weights in enumerate(encoder.key_value):
-            both = graph.node("Pad", graph.linear(memory, f"L{number}.memory", weights), room)
-            keys, values = self._parts(both, 2)
-            tokens_now = self._decoder.condition_tokens
-            result.append((self._heads(keys, tokens_now, (0, 2, 3, 1)), self._heads(values, tokens_now, (0, 2, 1, 3))))
+            observed = graph.shaped(graph.linear(memory, f"L{number}.memory", weights), "batch", tokens - 1, 2 * width)
+            keys, values = graph.nodes_of("Split", 2, graph.node("Pad", observed, room), axis=-1)
+            result.append((self._heads(keys, tokens, (0, 2, 3, 1)), self._heads(values, tokens, (0, 2, 1, 3))))
         return result
 
     def _branch(self, block: int, step: int, stream: str, memories: list[tuple[str, str]]) -> str:
@@ -206,15 +271,14 @@ class _Unrolled:
         horizon = self._decoder.horizon
         if kind == 0:
             normed = graph.norm(stream, f"{name}.norm1", layer.norm1)
-            q, k, v = self._parts(graph.linear(normed, f"{name}.self_in", layer.self_in), 3)
+            q, k, v = graph.nodes_of("Split", 3, graph.linear(normed, f"{name}.self_in", layer.self_in), axis=-1)
             keys, values = self._heads(k, horizon, (0, 2, 3, 1)), self._heads(v, horizon, (0, 2, 1, 3))
             mixed = self._attend(q, keys, values, "self_mask", self._decoder.self_visible, horizon)
             return graph.linear(mixed, f"{name}.self_out", layer.self_out)
         q = graph.linear(graph.norm(stream, f"{name}.norm2", layer.norm2), f"{name}.cross_in", layer.cross_in)
-        time_keys, time_values = self._time(step, number)
         keys, values = (
-            graph.node("Add", memories[number][0], time_keys),
-            graph.node("Add", memories[number][1], time_values),
+            graph.node("Add", observed, now)
+            for observed, now in zip(memories[number], self._time(step, number), strict=True)
         )
         tokens = self._decoder.condition_tokens
         mixed = self._attend(q, keys, values, "cross_mask", self._decoder.cross_visible, tokens)
@@ -232,23 +296,18 @@ class _Unrolled:
         return self._graph.constant(f"{name}.time_keys", keys), self._graph.constant(f"{name}.time_values", values)
 
     def _attend(self, q: str, keys: str, values: str, mask: str, visible: tuple[int, ...], tokens: int) -> str:
+        """Return what the queries [B * T, d] see, [B * T, d]."""
         graph, horizon = self._graph, self._decoder.horizon
         scores = graph.node("MatMul", self._heads(q, horizon, (0, 2, 1, 3)), keys)
         scores = graph.node("Mul", scores, graph.constant("score_scale", self._head_width**-0.5))
         hidden = np.where(np.arange(tokens) < np.array(visible)[:, None], 0.0, _HIDDEN)
         weights = graph.node("Softmax", graph.node("Add", scores, graph.constant(mask, hidden)), axis=-1)
         mixed = graph.node("Transpose", graph.node("MatMul", weights, values), perm=(0, 2, 1, 3))
-        return graph.node("Reshape", mixed, graph.constant("joined", [0, horizon, self._decoder.width]))
+        return graph.shaped(mixed, "rows", self._decoder.width)
 
     def _heads(self, x: str, tokens: int, order: tuple[int, ...]) -> str:
-        shape = self._graph.constant(f"heads{tokens}", [0, tokens, self._decoder.heads, self._head_width])
-        return self._graph.node("Transpose", self._graph.node("Reshape", x, shape), perm=order)
-
-    def _parts(self, x: str, count: int) -> list[str]:
-        """Cut the channels into ``count`` parts of the model's width."""
-        width, last = self._decoder.width, self._graph.constant("last_axis", [-1])
-        ends = [self._graph.constant(f"cut{part}", [part * width]) for part in range(count + 1)]
-        return [self._graph.node("Slice", x, ends[part], ends[part + 1], last) for part in range(count)]
+        heads = self._graph.shaped(x, "batch", tokens, self._decoder.heads, self._head_width)
+        return self._graph.node("Transpose", heads, perm=order)
 
     def _gelu(self, x: str) -> str:
         graph = self._graph

@@ -95,12 +95,12 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Pol
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         if metadata.get("format") != _FORMAT:
             raise KeyError(f"format {metadata.get('format')!r}")
         spec = _spec(json.loads(metadata["spec"]))
         network = _network(spec.network, tensors)
-        parts = {part: LimitsNormalizer(tensors[f"{part}.scale"], tensors[f"{part}.offset"]) for part in _PARTS}
+        parts = {part: _normalizer(part, tensors) for part in _PARTS}
         training = json.loads(metadata["training"])
     except (safetensors.SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError, BacError) as error:
         raise CorruptArtefact(
@@ -120,6 +120,12 @@ _PARTS = ("observation", "action")
 
 def _normalizers(checkpoint: PolicyCheckpoint) -> dict[str, LimitsNormalizer]:
     return dict(zip(_PARTS, (checkpoint.observation_normalizer, checkpoint.action_normalizer), strict=True))
+
+
+def _normalizer(part: str, tensors: dict[str, Tensor]) -> LimitsNormalizer:
+    # Copies, for a tensor of the file's own memory keeps the whole file mapped.
+    scale, offset = (tensors[f"{part}.{name}"].to(torch.float32, copy=True) for name in ("scale", "offset"))
+    return LimitsNormalizer(scale, offset)
 
 
 def _spec(document: dict[str, Any]) -> PolicySpec:

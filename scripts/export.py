@@ -37,7 +37,7 @@ def main(config: ExportConfig, folder: Path) -> None:
     schedule = make_schedule(config.cache.build(), policy, checkpoint)
     executor = build_executor(schedule, policy.trunk, policy.sampler, policy.provenance, ExecutorKind.EAGER)
     seen, done = policy.checkpoint.observation_normalizer, policy.checkpoint.action_normalizer
-    model = onnx_graph(
+    exported = onnx_graph(
         executor.plan,
         policy.trunk,
         policy.sampler,
@@ -52,6 +52,7 @@ def main(config: ExportConfig, folder: Path) -> None:
             "checkpoint": policy.provenance.checkpoint,
         },
     )
+    model = exported.whole()
     graph = model.SerializeToString()
     error = _disagreement(config, graph, policy.with_denoiser(executor))
     if not error <= TOLERANCE:

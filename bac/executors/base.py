@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from bac.errors import InvalidInput, Mismatch, sentence
@@ -38,6 +39,22 @@ class ChunkNoise:
                     expected=f"[{batch}, T, Da] and [{steps}, {batch}, T, Da]",
                     got=f"{tuple(self.initial.shape)} and {tuple(self.steps.shape)}",
                     mend="draw it for this batch and sampler",
+                )
+            )
+
+    def require_float32(self, horizon: int, action_dim: int) -> None:
+        """Refuse what an executor that reads memory itself would take for something else.
+
+        Raises:
+            InvalidInput: another type, or chunks of another shape.
+        """
+        if self.initial.shape[1:] != (horizon, action_dim) or {self.initial.dtype, self.steps.dtype} != {torch.float32}:
+            raise InvalidInput(
+                sentence(
+                    "chunk noise",
+                    expected=f"float32 of chunks {[horizon, action_dim]}",
+                    got=f"{self.initial.dtype} and {self.steps.dtype} of chunks {list(self.initial.shape[1:])}",
+                    mend="draw it for this policy",
                 )
             )
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bac.decoder import DecoderLayer, DecoderTrunk, PreNormDecoder
-from bac.errors import InvalidInput, Unavailable, sentence
+from bac.errors import Unavailable, sentence
 from bac.executors.base import ChunkNoise, require_together
 from bac.executors.toolchain import build_library
 from bac.plan import Add, Compute, Fold, Operation, Plan
@@ -118,15 +118,7 @@ class CompiledExecutor:
         """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do]."""
         batch = observation.shape[0]
         noise.require(batch, self._sampler.steps)
-        if noise.initial.shape[1:] != self._shape or {noise.initial.dtype, noise.steps.dtype} != {torch.float32}:
-            raise InvalidInput(
-                sentence(
-                    "chunk noise",
-                    expected=f"float32 of chunks {list(self._shape)}",
-                    got=f"{noise.initial.dtype} and {noise.steps.dtype} of chunks {list(noise.initial.shape[1:])}",
-                    mend="draw it for this policy",
-                )
-            )
+        noise.require_float32(*self._shape)
         condition = torch.stack(list(self._trunk.condition(observation))).float()
         # Rows are independent: each thread takes its share. One row is one thread's.
         threads = min(torch.get_num_threads(), batch)

@@ -18,7 +18,7 @@ class OnnxExecutor:
 
     Args:
         plan: operations per step.
-        trunk: the weights, of the plain form that ``bac.decoder`` describes; copied into the graph.
+        trunk: the weights, of the plain form that ``bac.decoder`` describes; shared with the session.
         sampler: K steps, as many as the plan.
 
     Raises:
@@ -38,18 +38,25 @@ class OnnxExecutor:
                     mend="pip install 'onnx' 'onnxruntime', or use executor=compiled",
                 )
             ) from error
-        model = onnx_graph(plan, trunk, sampler)
+        graph = onnx_graph(plan, trunk, sampler)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        # The first call says what stands for the weights that the graph leaves out, the second that they need no copy.
+        self._weights = {name: onnxruntime.OrtValue.ortvalue_from_numpy(each) for name, each in graph.weights.items()}
+        options.add_external_initializers(list(self._weights), list(self._weights.values()))
+        for name, value in self._weights.items():
+            options.add_initializer(name, value)
         self.plan = plan
         self._steps = sampler.steps
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self._shape = graph.chunk_shape
+        content = graph.model.SerializeToString()
+        del graph  # as large as the session itself
+        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:
         """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do]."""
         noise.require(observation.shape[0], self._steps)
+        noise.require_float32(*self._shape)
         inputs = {"observation": observation, "initial_noise": noise.initial, "step_noise": noise.steps}
         (chunk,) = self._session.run(["chunk"], {name: values.numpy() for name, values in inputs.items()})
         return torch.from_numpy(chunk)

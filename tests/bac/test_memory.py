@@ -24,9 +24,10 @@ def test_peak_is_what_the_work_adds() -> None:
         (ExecutorKind.EAGER, WeightType.FP32),
         (ExecutorKind.COMPILED, WeightType.FP32),
         (ExecutorKind.COMPILED, WeightType.BF16),
+        (ExecutorKind.ONNX, WeightType.FP32),
     ],
 )
 def test_an_executor_needs_at_most_twice_its_weights_and_a_little(kind: ExecutorKind, weights: WeightType) -> None:
     size = sum(parameter.nbytes for parameter in load_policy("push_t").checkpoint.network.parameters())
-    peak = peak_memory(partial(play_once, "push_t", "bac-s10", kind, weights))
+    peak = peak_memory(partial(play_once, "push_t", "bac-s10", kind, weights), imports=["onnx", "onnxruntime"])
     assert peak <= 2 * size + 64 * MEGABYTE

@@ -30,6 +30,10 @@ class Provenance:
     checkpoint: str
     sampler: Mapping[str, str | int | float]
 
+    def __post_init__(self) -> None:
+        # A plain dict: schedules travel between processes, and a read-only view cannot.
+        object.__setattr__(self, "sampler", dict(self.sampler))
+
     def require(self, other: Provenance, what: str) -> None:
         """Refuse unless ``other``, what is about to run, is the same.
 
@@ -45,12 +49,12 @@ class Provenance:
                     mend="run scripts/calibrate.py on this checkpoint",
                 )
             )
-        if dict(self.sampler) != dict(other.sampler):
+        if self.sampler != other.sampler:
             raise Mismatch(
                 sentence(
                     f"{what} and sampler",
-                    expected=dict(self.sampler),
-                    got=dict(other.sampler),
+                    expected=self.sampler,
+                    got=other.sampler,
                     mend="run scripts/calibrate.py with this sampler",
                 )
             )

@@ -12,6 +12,9 @@ import torch
 
 from bac.errors import InvalidInput, sentence
 
+_FEWEST = 3
+"""Calls that a time limit leaves."""
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -45,6 +48,7 @@ def measure_interleaved(
     *,
     calls: int,
     warmup: int = 2,
+    limit_s: float | None = None,
     synchronise: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Latency]:
@@ -54,6 +58,7 @@ def measure_interleaved(
         candidates: name -> what to call.
         calls: timed calls of each, at least 1.
         warmup: untimed calls of each before the first round.
+        limit_s: seconds after which no further round begins once there were a few; ``Latency.calls`` says how many.
         synchronise: waits until the device is done; called before every reading of the clock.
         clock: seconds, monotonic.
     """
@@ -70,7 +75,10 @@ def measure_interleaved(
             call()
         warmups[name] = reading() - start
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(calls):
+    for done in range(calls):
+        spent = sum(map(sum, seconds.values()))
+        if limit_s is not None and done >= _FEWEST and spent > limit_s:
+            break
         for name, call in candidates.items():
             start = reading()
             call()

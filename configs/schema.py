@@ -6,13 +6,15 @@ this folder hold the values. ``???`` values must be given.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
 from bac.choices import choice
-from bac.executors import Selection, select
+from bac.executors import ExecutorKind, Selection, WeightType, select
 from bac.methods import BlockAdaptive, Downstream, IntervalScore, Method, NoCache, Uniform
 from bac.profile import Metric
 from bac.sampler_table import SamplerTable
@@ -316,11 +318,31 @@ class CompareConfig:
     runs: list[str]
 
 
+class Study(StrEnum):
+    """What ``scripts/bench.py`` measures; ``scripts/studies`` has a file of each."""
+
+    LATENCY = "latency"
+    GROWTH = "growth"
+    TRIED = "tried"
+
+
+@dataclass(kw_only=True, slots=True)
+class GrowthConfig:
+    """Axes of ``study=growth``, varied one at a time: updates S, denoising steps K, layers, channels d."""
+
+    updates: list[int]
+    steps: list[int]
+    layers: list[int]
+    widths: list[int]
+
+
 @dataclass(kw_only=True, slots=True)
 class BenchConfig:
-    """``scripts/bench.py``: time a chunk under every executor, schedule and sampler, in turn, in one process.
+    """``scripts/bench.py``: time rows in turn, in one process.
 
     Attributes:
+        study: ``latency`` of a chunk under every executor, schedule and sampler; ``growth`` of that time with updates,
+            steps, depth and width; ``tried``, what else could run a plan on a CPU.
         checkpoint: path of a checkpoint; null takes the task's shipped policy.
         networks: ``checkpoint``, ``kitchen`` (the original Kitchen sizes with random weights), or both.
         batches: batch sizes, one table each.
@@ -328,16 +350,20 @@ class BenchConfig:
         updates: BAC budgets.
         ddim_updates: pairs of DDIM steps and the BAC budget on top of them.
         executors: executors of the rows, with a weight type after a space.
+        growth: axes of ``study=growth``.
+        memory: whether to measure the peak memory of every row, in processes of their own.
         only: time only rows whose name contains one of these, and the reference; null times all.
         stages_schedule: schedule under which ``predict`` is timed stage by stage.
         error_observations: observations of the action error.
         calls: timed calls of each row.
         warmup: untimed calls before them.
+        table_s: seconds of one table's timed calls after which no further round of them begins (at least 3 are made).
         device: ``cpu`` or ``cuda``.
         threads: CPU threads of every row.
     """
 
     task: TaskConfig
+    study: str
     checkpoint: str | None
     networks: list[str]
     batches: list[int]
@@ -345,13 +371,22 @@ class BenchConfig:
     updates: list[int]
     ddim_updates: list[list[int]]
     executors: list[str]
+    growth: GrowthConfig
+    memory: bool
     only: list[str] | None
     stages_schedule: str
     error_observations: int
     calls: int
     warmup: int
+    table_s: float
     device: str
     threads: int
+
+    def chosen_executors(self) -> Iterator[tuple[ExecutorKind, WeightType]]:
+        """Yield ``executors`` as kinds and weight types."""
+        for executor in self.executors:
+            kind, _, weights = executor.partition(" ")
+            yield choice("executors", kind, ExecutorKind), choice("executors", weights or "fp32", WeightType)
 
 
 def register() -> None:

@@ -16,6 +16,9 @@ from envs.demos.windows import window_index
 from envs.push_t import PushTEnv
 from envs.rollout import Env
 
+HELD_OUT_SEED = 1_000_003
+"""Draws the observations that errors are judged on; calibration takes others (``calibrate.seed``)."""
+
 _Entry = TypeVar("_Entry")
 
 

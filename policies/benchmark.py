@@ -8,12 +8,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from bac.accelerate import accelerate, attach, build_executor
-from bac.executors import ChunkNoise, ExecutorKind, Selection, WeightType, select
+from bac.accelerate import attach, build_executor
+from bac.executors import ChunkNoise, ExecutorKind, WeightType, select
+from bac.memory import peak_memory
 from bac.methods import BlockAdaptive, Uniform, full_schedule
 from bac.passes import optimise
 from bac.plan import cost, lower
@@ -25,12 +25,16 @@ from policies.checkpoint import PolicyCheckpoint
 from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from policies.diffusion_trunk import diffusion_transformer_sites
-from policies.loading import load_policy
 from policies.normalizer import LimitsNormalizer
-from policies.samplers import DiffusionProcess, ddim
+from policies.samplers import DiffusionProcess, ddim, ddpm
 
 Denoise = Callable[[Tensor, ChunkNoise], Tensor]
-Loop = Callable[[DiffusionTransformer], Denoise]
+"""(float32[B, To, Do] normalised, noise) -> float32[B, T, Da] normalised."""
+
+PolicySource = Callable[[], DiffusionPolicy]
+"""Makes the policy that rows are built on; picklable, so that another process can make it too."""
+
+Loop = Callable[[DiffusionPolicy, DiffusionTransformer], Denoise]
 """Makes the denoising loop that users write around a network."""
 
 KITCHEN = DiffusionTransformerConfig(action_dim=9, observation_dim=60, horizon=16, observation_steps=4, width=768)
@@ -38,21 +42,23 @@ KITCHEN = DiffusionTransformerConfig(action_dim=9, observation_dim=60, horizon=1
 
 FULL = "full"
 _PROFILE_OBSERVATIONS = 4
+_LATE_IMPORTS = ("onnx", "onnxruntime", "diffusers", "torch._dynamo")
+"""What rows import when they are built: libraries, not part of anybody's own memory."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Something to time.
+    """Something to time, picklable.
 
     Attributes:
         name: what the table calls it.
-        build: returns (float32[B, To, Do] normalised, noise) -> chunk; may raise ``Unavailable``.
+        build: binds it to a policy; may raise ``Unavailable``.
         steps: denoising steps K, the length of the noise it takes.
         gflops: of a chunk at batch 1, None where they are not counted.
     """
 
     name: str
-    build: Callable[[], Denoise]
+    build: Callable[[DiffusionPolicy], Denoise]
     steps: int
     gflops: float | None
 
@@ -72,11 +78,34 @@ class StartedRow:
     start_s: float
 
 
-def start(row: Row) -> StartedRow:
+def start(row: Row, policy: DiffusionPolicy) -> StartedRow:
     """Build a row and take the time."""
     began = time.perf_counter()
-    denoise = row.build()
+    denoise = row.build(policy)
     return StartedRow(row, denoise, time.perf_counter() - began)
+
+
+def run_once(row: Row, source: PolicySource, threads: int = 1) -> None:
+    """Make the policy, build the row on it and denoise one chunk."""
+    torch.set_num_threads(threads)
+    policy = source()
+    observation = torch.zeros(1, policy.observation_steps, policy.spec.network.observation_dim)
+    row.build(policy)(observation.to(policy.trunk.device), noise_of(policy, row.steps, 1))
+
+
+def row_memory(row: Row, source: PolicySource) -> int:
+    """Return by how many bytes ``run_once`` raises the peak of a fresh process: policy, executor and one call.
+
+    Raises:
+        Unavailable: the row cannot be built here, or the system keeps no count.
+    """
+    return peak_memory(partial(run_once, row, source), _LATE_IMPORTS)
+
+
+def noise_of(policy: DiffusionPolicy, steps: int, batch: int, seed: int = 0) -> ChunkNoise:
+    """Return the noise of a call of ``steps`` steps; longer calls begin with the same."""
+    drawn = policy.draw_noise(batch, [(seed, row) for row in range(batch)])
+    return ChunkNoise(drawn.initial, drawn.steps[:steps])
 
 
 def schedules(policy: DiffusionPolicy, profile: FeatureProfile, updates: Sequence[int]) -> dict[str, CacheSchedule]:
@@ -87,20 +116,23 @@ def schedules(policy: DiffusionPolicy, profile: FeatureProfile, updates: Sequenc
 
 
 def executor_rows(
-    policy: DiffusionPolicy, named: Mapping[str, CacheSchedule], kind: ExecutorKind, weights: WeightType
+    policy: DiffusionPolicy,
+    named: Mapping[str, CacheSchedule],
+    kind: ExecutorKind,
+    weights: WeightType = WeightType.FP32,
 ) -> Iterator[Row]:
     """Yield a row per schedule under one executor."""
     label = kind if weights is WeightType.FP32 else f"{kind} {weights}"
     for name, schedule in named.items():
-        executor = partial(_planned, policy, schedule, kind, weights)
-        yield Row(f"{label}, {name}", executor, policy.sampler.steps, _gflops(policy, schedule))
+        build = partial(_planned, schedule=schedule, kind=kind, weights=weights)
+        yield Row(f"{label}, {name}", build, policy.sampler.steps, _gflops(policy, schedule))
 
 
 def hook_rows(policy: DiffusionPolicy, named: Mapping[str, CacheSchedule], loop: Loop) -> Iterator[Row]:
     """Yield a row per cached schedule by patched branches inside a user's own loop."""
     for name, schedule in named.items():
         if name != FULL:
-            yield Row(f"hooks, {name}", partial(_hooked, policy, schedule, loop), policy.sampler.steps, None)
+            yield Row(f"hooks, {name}", partial(_hooked, schedule=schedule, loop=loop), policy.sampler.steps, None)
 
 
 def ddim_rows(
@@ -108,47 +140,59 @@ def ddim_rows(
 ) -> Iterator[Row]:
     """Yield a row per DDIM step count, BAC on top of it; calibrated here on a few of the observations."""
     for steps, budget in updates.items():
-        short = DiffusionPolicy(policy.checkpoint, ddim(policy.spec.process, steps))
-        schedule = BlockAdaptive(budget).schedule(quick_profile(short, observed))
-        yield from executor_rows(short, {f"DDIM-{steps} BAC S={budget}": schedule}, kind, WeightType.FP32)
+        short = _shortened(policy, steps)
+        named = {f"DDIM-{steps} BAC S={budget}": BlockAdaptive(budget).schedule(quick_profile(short, observed))}
+        for row in executor_rows(short, named, kind):
+            yield Row(row.name, partial(_built_shortened, build=row.build, steps=steps), steps, row.gflops)
 
 
 def quick_profile(policy: DiffusionPolicy, observed: Tensor) -> FeatureProfile:
     """Return a profile over the first few of normalised observations float32[N, To, Do]."""
     rows = observed[:_PROFILE_OBSERVATIONS]
-    noise = policy.draw_noise(len(rows), [(0, row) for row in range(len(rows))])
-    return profile_features(policy.trunk, policy.sampler, policy.provenance, [(rows, noise)])
+    return profile_features(
+        policy.trunk, policy.sampler, policy.provenance, [(rows, noise_of(policy, policy.sampler.steps, len(rows)))]
+    )
 
 
-def random_policy(network: DiffusionTransformerConfig, seed: int = 0) -> DiffusionPolicy:
-    """Return a policy of these sizes with random weights: right for latencies, meaningless for actions."""
+def random_policy(
+    network: DiffusionTransformerConfig, steps: int = 100, seed: int = 0, device: str = "cpu"
+) -> DiffusionPolicy:
+    """Return a policy of these sizes with random weights: right for latencies, meaningless for actions.
+
+    Args:
+        network: the sizes.
+        steps: denoising steps K of its DDPM sampler, at most 100.
+        seed: of the weights.
+        device: of the weights.
+    """
     torch.manual_seed(seed)
     spec = PolicySpec("random", {"state": network.observation_dim}, 8, network, DiffusionProcess(100))
     observation, action = (
-        LimitsNormalizer(torch.ones(size), torch.zeros(size)) for size in (network.observation_dim, network.action_dim)
+        LimitsNormalizer(torch.ones(size), torch.zeros(size)).to(device)
+        for size in (network.observation_dim, network.action_dim)
     )
-    weights = DiffusionTransformer(network).eval().requires_grad_(False)
-    return DiffusionPolicy(PolicyCheckpoint(spec, weights, observation, action, training={}))
+    weights = DiffusionTransformer(network).eval().requires_grad_(False).to(device)
+    return DiffusionPolicy(PolicyCheckpoint(spec, weights, observation, action, training={}), ddpm(spec.process, steps))
 
 
-def _planned(policy: DiffusionPolicy, schedule: CacheSchedule, kind: ExecutorKind, weights: WeightType) -> Denoise:
-    executor: Selection = select(kind, policy.trunk, weights)
+def _planned(policy: DiffusionPolicy, *, schedule: CacheSchedule, kind: ExecutorKind, weights: WeightType) -> Denoise:
+    executor = select(kind, policy.trunk, weights)
     return build_executor(schedule, policy.trunk, policy.sampler, policy.provenance, executor)
 
 
-def _hooked(policy: DiffusionPolicy, schedule: CacheSchedule, loop: Loop) -> Denoise:
+def _hooked(policy: DiffusionPolicy, *, schedule: CacheSchedule, loop: Loop) -> Denoise:
     network = deepcopy(policy.checkpoint.network)  # patched for good: the other rows keep theirs
     attach(diffusion_transformer_sites(network), schedule, policy.sampler.timesteps)
-    return loop(network)
+    return loop(policy, network)
+
+
+def _shortened(policy: DiffusionPolicy, steps: int) -> DiffusionPolicy:
+    return DiffusionPolicy(policy.checkpoint, ddim(policy.spec.process, steps))
+
+
+def _built_shortened(policy: DiffusionPolicy, *, build: Callable[[DiffusionPolicy], Denoise], steps: int) -> Denoise:
+    return build(_shortened(policy, steps))
 
 
 def _gflops(policy: DiffusionPolicy, schedule: CacheSchedule) -> float:
     return cost(optimise(lower(schedule)), policy.trunk.cost).planned / 1e9
-
-
-def play_once(source: str, schedule: str, kind: ExecutorKind, weights: WeightType) -> None:
-    """Load a policy, bind a schedule and predict one chunk, for ``bac.memory.peak_memory``."""
-    policy = load_policy(source)
-    fast = accelerate(policy, schedule, select(kind, policy.trunk, weights))
-    channels = policy.spec.observation.items()
-    fast.predict({key: np.zeros((policy.observation_steps, size), np.float32) for key, size in channels})

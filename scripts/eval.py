@@ -24,14 +24,11 @@ from bac.schedule import CacheSchedule
 from bac.statistics import bootstrap_mean, wilson
 from configs.entry import script
 from configs.schema import EvalConfig
-from configs.tasks import demonstrations, environment
+from configs.tasks import HELD_OUT_SEED, demonstrations, environment
 from envs.rollout import Episode, rollout
 from policies.diffusion_policy import DiffusionPolicy
 from policies.evaluation import action_errors, latency_and_flops
 from policies.loading import load_policy, locate_checkpoint, make_schedule
-
-ERROR_SEED = 1_000_003
-"""Of the observations on which the action error is measured; no calibration uses it."""
 
 
 def main(config: EvalConfig, folder: Path) -> None:
@@ -56,10 +53,10 @@ def main(config: EvalConfig, folder: Path) -> None:
     results = {"task": config.task.name, "episodes": len(episodes), "seed": episodes[0].seed, **_scores(episodes)}
     if config.compare:
         results["compare"] = _comparison(episodes, _play(config, uncached, "uncached", record=0))
-    spread = demos.spread_observations(config.error_observations, cached.observation_steps, ERROR_SEED)
+    spread = demos.spread_observations(config.error_observations, cached.observation_steps, HELD_OUT_SEED)
     errors = action_errors(cached, uncached, spread)
     results["action_error"] = {"mean": float(errors.mean()), "p95": float(np.percentile(errors, 95))}
-    one = demos.spread_observations(1, cached.observation_steps, ERROR_SEED)
+    one = demos.spread_observations(1, cached.observation_steps, HELD_OUT_SEED)
     results |= latency_and_flops(cached, uncached, one, config.latency_calls)
     results["schedule"] = _describe(schedule)
     results["executor"] = executor.to_json()

@@ -16,15 +16,13 @@ from bac.onnx_graph import Units, onnx_graph
 from bac.results import run_provenance, write_results
 from configs.entry import script
 from configs.schema import ExportConfig
-from configs.tasks import demonstrations
+from configs.tasks import HELD_OUT_SEED, demonstrations
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import load_policy, locate_checkpoint, make_schedule
 
 GRAPH_FILE = "chunk.onnx"
 TOLERANCE = 1e-4
 """Normalised units: float32 sums in another order, carried through all denoising steps."""
-
-CHECK_SEED = 1_000_003
 
 
 def main(config: ExportConfig, folder: Path) -> None:
@@ -82,7 +80,7 @@ def _disagreement(config: ExportConfig, graph: bytes, policy: DiffusionPolicy) -
             )
         ) from error
     demos = demonstrations(config.task)
-    spread = demos.spread_observations(config.check_observations, policy.observation_steps, CHECK_SEED)
+    spread = demos.spread_observations(config.check_observations, policy.observation_steps, HELD_OUT_SEED)
     observation = policy.spec.concatenate(spread)
     noise = policy.draw_noise(len(observation), [(row, 0) for row in range(len(observation))])
     inputs = {"observation": observation, "initial_noise": noise.initial.numpy(), "step_noise": noise.steps.numpy()}

@@ -63,6 +63,14 @@ def test_calls_in_turn_and_waits_for_the_device_before_every_reading() -> None:
     assert log == warmup + 2 * one_round
 
 
+def test_a_time_limit_ends_the_rounds_but_not_before_three() -> None:
+    for limit, done in [(0.0, 3), (6.5, 4), (100.0, 10)]:
+        clock, taking = rig([])
+        candidates = {"slow": taking("slow", [1.5] * 10), "fast": taking("fast", [0.5] * 10)}
+        latency = measure_interleaved(candidates, calls=10, warmup=0, limit_s=limit, clock=clock)
+        assert {name: each.calls for name, each in latency.items()} == {"slow": done, "fast": done}
+
+
 def test_refuses_no_calls() -> None:
     with pytest.raises(InvalidInput, match="latency calls: expected at least 1, got 0; time more calls"):
         measure_interleaved({}, calls=0)

@@ -121,7 +121,7 @@ def test_evaluation_repeats_itself_and_none_is_the_reference(trained: Path) -> N
 def test_benchmark_times_every_kind_of_row(trained: Path) -> None:
     small = ["networks=[checkpoint]", "batches=[1,2]", "reference_ddim=[5]", "updates=[3]", "ddim_updates=[[5,2]]"]
     few = ["calls=2", "warmup=1", "error_observations=4", "stages_schedule=bac-s3"]
-    kinds = "only=[eager,compiled,onnx,hooks,DDIM]"
+    kinds = "only=[eager,compiled,hooks,DDIM]"
     _run(
         trained,
         "bench",
@@ -129,7 +129,7 @@ def test_benchmark_times_every_kind_of_row(trained: Path) -> None:
         *small,
         *few,
         kinds,
-        "executors=[eager,onnx,compiled bf16]",
+        "executors=[eager,compiled bf16]",
     )
     folder, results = _results(trained, "bench")
     assert {"table.md", "latency.png"} <= {path.name for path in folder.iterdir()}
@@ -140,11 +140,7 @@ def test_benchmark_times_every_kind_of_row(trained: Path) -> None:
         "reference, DDIM-5",
         "hooks, uniform S=10",
         "hooks, BAC S=3",
-        *(
-            f"{kind}, {name}"
-            for kind in ("eager", "onnx", "compiled bf16")
-            for name in ("full", "uniform S=10", "BAC S=3")
-        ),
+        *(f"{kind}, {name}" for kind in ("eager", "compiled bf16") for name in ("full", "uniform S=10", "BAC S=3")),
         "compiled, DDIM-5 BAC S=2",
     ]
     assert rows["reference"]["ratio"] == 1
@@ -153,12 +149,43 @@ def test_benchmark_times_every_kind_of_row(trained: Path) -> None:
     assert rows["eager, BAC S=3"]["gflops"] < rows["eager, full"]["gflops"]
     stages = results["stages"]["latency_ms"]
     assert list(stages) == ["observation encoding", "noise", "denoising", "post-processing", "total"]
+    assert all(row["memory"] > 0 and row["calls"] == 2 for row in rows.values())
+    starts = results["starts"]
+    assert set(starts) == {"compiled fp32", "compiled bf16"}
+    assert all(start["ratio"] == start["first_s"] / start["second_s"] for start in starts.values())
+
+
+def test_growth_has_a_point_per_value_and_executor(trained: Path) -> None:
+    axes = ["growth.updates=[2,5]", "growth.steps=[5]", "growth.layers=[1]", "growth.widths=[64]"]
+    _run(trained, "bench", "study=growth", *axes, "executors=[eager,compiled bf16]", "calls=1", "warmup=1")
+    folder, results = _results(trained, "bench")
+    assert {"growth.md", "growth.png"} <= {path.name for path in folder.iterdir()}
+    points = [(row["axis"], row["value"], row["executor"]) for row in results["points"]]
+    axes_and_values = [("updates S", 2), ("updates S", 5), ("steps K", 5), ("layers", 1), ("width d", 64)]
+    assert points == [(*point, kind) for point in axes_and_values for kind in ("eager", "compiled bf16")]
+    floors = {(row["axis"], row["value"], row["executor"]): row["floor"] for row in results["points"]}
+    assert 0 < floors["updates S", 2, "eager"] < floors["updates S", 5, "eager"]
+    assert 0 < floors["width d", 64, "eager"] < floors["layers", 1, "eager"]
+
+
+def test_attempts_are_timed_against_the_reference(trained: Path) -> None:
+    few = ["calls=1", "warmup=1", "updates=[3]", "only=[branches,eager]"]
+    _run(trained, "bench", "study=tried", "checkpoint=run/checkpoint.safetensors", *few)
+    folder, results = _results(trained, "bench")
+    assert (folder / "tried.md").exists()
+    schedules = ("full", "uniform S=10", "BAC S=3")
+    assert [row["row"] for row in results["rows"]] == [
+        "reference",
+        *(f"branches by torch.compile, {name}" for name in schedules),
+        *(f"eager, {name}" for name in schedules),
+    ]
 
 
 @pytest.mark.parametrize(
     ("override", "told"),
     [
         ("networks=[kitchn]", "error: networks: expected checkpoint, kitchen or both, got ['kitchn']"),
+        ("study=speed", "error: study: expected one of latency, growth, tried, got speed"),
         ("batches=[0]", "error: batches: expected batch sizes of at least 1, got [0]"),
         ("ddim_updates=[[5]]", "error: ddim_updates: expected pairs, got [[5]]"),
         ("stages_schedule=bac-s9", "error: schedule: expected a file or one of ['bac-s2', 'bac-s3'], got bac-s9"),

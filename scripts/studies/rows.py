@@ -1,0 +1,53 @@
+"""What the studies share: rows built, timed in turn, and shown as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bac.errors import Unavailable
+from bac.timing import Latency, device_synchroniser, measure_interleaved
+from configs.schema import BenchConfig
+from policies.benchmark import Row, StartedRow, noise_of, start
+from policies.diffusion_policy import DiffusionPolicy
+
+
+def started(rows: Iterable[Row], policy: DiffusionPolicy) -> tuple[list[StartedRow], dict[str, str]]:
+    """Build what this machine can; say of the others why not."""
+    built, missing = [], {}
+    for row in tqdm(list(rows), desc="build", unit="row"):
+        try:
+            built.append(start(row, policy))
+        except Unavailable as reason:
+            missing[row.name] = str(reason)
+    return built, missing
+
+
+def timed(
+    config: BenchConfig, policy: DiffusionPolicy, rows: Sequence[StartedRow], observed: Tensor, title: str
+) -> dict[str, Latency]:
+    """Time all rows in turn on normalised observations float32[B, To, Do]."""
+    noises = {steps: noise_of(policy, steps, len(observed)) for steps in {each.row.steps for each in rows}}
+    with tqdm(total=len(rows) * (config.warmup + config.calls), desc=title, unit="chunk") as bar:
+
+        def call(each: StartedRow) -> None:
+            each.denoise(observed, noises[each.row.steps])
+            bar.update()
+
+        return measure_interleaved(
+            {each.row.name: partial(call, each) for each in rows},
+            calls=config.calls,
+            warmup=config.warmup,
+            limit_s=config.table_s,
+            synchronise=device_synchroniser(torch.device(config.device)),
+        )
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

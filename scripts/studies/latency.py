@@ -62,7 +62,7 @@ def run(config: BenchConfig, folder: Path) -> None:
         rows = [row for row in _rows(config, policy, observed, profile) if _wanted(config, row)]
         memory = _memory(rows, source) if config.memory else {}
         built, missing = started(rows, policy)
-        errors = {each.row.name: _error(policy, each, observed[: config.error_observations]) for each in built}
+        errors = _errors(policy, built, observed[: config.error_observations]) if network == "checkpoint" else {}
         for batch in config.batches:
             latency = timed(config, policy, built, observed[:batch], f"{network}, batch {batch}")
             reference = latency[REFERENCE].p50_ms
@@ -72,7 +72,7 @@ def run(config: BenchConfig, folder: Path) -> None:
                     **latency[each.row.name].to_json(),
                     "ratio": reference / latency[each.row.name].p50_ms,
                     "gflops": each.row.gflops,
-                    "action_error": errors[each.row.name] if network == "checkpoint" else None,
+                    "action_error": errors.get(each.row.name),
                     "memory": memory.get(each.row.name),
                     "start_s": each.start_s,
                 }
@@ -192,13 +192,15 @@ def _memory(rows: list[Row], source: PolicySource) -> dict[str, int | None]:
     return {row.name: peak for row, peak in zip(rows, peaks, strict=True)}
 
 
-def _error(policy: DiffusionPolicy, row: StartedRow, observed: Tensor) -> float | None:
-    """Return the mean action error to the uncached policy on the same noise, None where the sampler is another."""
-    if row.row.gflops is None or row.row.steps != policy.sampler.steps:
-        return None
-    noise = noise_of(policy, row.row.steps, len(observed))
-    ours, uncached = (denoise(observed, noise)[:, policy.spec.executed] for denoise in (row.denoise, policy.denoiser))
-    return float((ours - uncached).abs().mean())
+def _errors(policy: DiffusionPolicy, rows: list[StartedRow], observed: Tensor) -> dict[str, float]:
+    """Return mean action errors to the uncached policy on the same noise, of rows that take its sampler and noise."""
+    noise = noise_of(policy, policy.sampler.steps, len(observed))
+    uncached = policy.denoiser(observed, noise)[:, policy.spec.executed]
+    comparable = [each for each in rows if each.row.gflops is not None and each.row.steps == policy.sampler.steps]
+    return {
+        each.row.name: float((each.denoise(observed, noise)[:, policy.spec.executed] - uncached).abs().mean())
+        for each in tqdm(comparable, desc="action error", unit="row")
+    }
 
 
 def _markdown(table: dict[str, Any]) -> str:

@@ -138,10 +138,13 @@ def hook_rows(policy: DiffusionPolicy, named: Mapping[str, CacheSchedule], loop:
 def ddim_rows(
     policy: DiffusionPolicy, observed: Tensor, updates: Mapping[int, int], kind: ExecutorKind
 ) -> Iterator[Row]:
-    """Yield a row per DDIM step count, BAC on top of it; calibrated here on a few of the observations."""
+    """Yield two rows per DDIM step count: full, and BAC on top of it, calibrated here on a few of the observations."""
     for steps, budget in updates.items():
         short = _shortened(policy, steps)
-        named = {f"DDIM-{steps} BAC S={budget}": BlockAdaptive(budget).schedule(quick_profile(short, observed))}
+        named = {
+            f"DDIM-{steps} full": full_schedule(short.trunk.blocks, steps, short.provenance),
+            f"DDIM-{steps} BAC S={budget}": BlockAdaptive(budget).schedule(quick_profile(short, observed)),
+        }
         for row in executor_rows(short, named, kind):
             yield Row(row.name, partial(_built_shortened, build=row.build, steps=steps), steps, row.gflops)
 

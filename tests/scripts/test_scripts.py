@@ -141,6 +141,7 @@ def test_benchmark_times_every_kind_of_row(trained: Path) -> None:
         "hooks, uniform S=10",
         "hooks, BAC S=3",
         *(f"{kind}, {name}" for kind in ("eager", "compiled bf16") for name in ("full", "uniform S=10", "BAC S=3")),
+        "compiled, DDIM-5 full",
         "compiled, DDIM-5 BAC S=2",
     ]
     assert rows["reference"]["ratio"] == 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 from bac.decoder import DecoderLayer
 from bac.executors import EagerExecutor, ExecutorKind, WeightType
@@ -81,18 +81,27 @@ class _StepCompiled(DiffusionTransformerTrunk):
 
     def __init__(self, network: DiffusionTransformer, options: dict[str, Any]) -> None:
         super().__init__(network)
-        self._count = len(self.blocks)
+        branches = _Branches(DiffusionTransformerTrunk(network), network)
         self.blocks = (Block(0, BlockKind.SELF_ATTENTION),)
-        self._compiled = torch.compile(self._all_branches, dynamic=False, options=options)
+        self._compiled = torch.compile(branches, dynamic=False, options=options)
 
     def branch(self, block: int, stream: Tensor, table: Tensor, condition: list[Tensor]) -> Tensor:
         """Return what all branches together add."""
-        return self._compiled(stream, table, condition)
+        return self._compiled(stream, table, *condition)
 
-    def _all_branches(self, stream: Tensor, table: Tensor, condition: list[Tensor]) -> Tensor:
+
+class _Branches(nn.Module):
+    """What all branches together add; a module, for Inductor freezes the parameters of modules only."""
+
+    def __init__(self, trunk: DiffusionTransformerTrunk, network: DiffusionTransformer) -> None:
+        super().__init__()
+        self.network = network
+        self._trunk = trunk
+
+    def forward(self, stream: Tensor, table: Tensor, *condition: Tensor) -> Tensor:
         result = stream
-        for block in range(self._count):
-            result = result + super().branch(block, result, table, condition)
+        for block in range(len(self._trunk.blocks)):
+            result = result + self._trunk.branch(block, result, table, list(condition))
         return result - stream
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what the method works on: similarity maps and schedule grids."""
+"""Pictures of what the methods work on: similarity maps, sensitivity of steps, schedule grids."""
 
 from __future__ import annotations
 
@@ -57,4 +57,13 @@ def schedule_grid(schedule: CacheSchedule) -> Figure:
     axis.set_title(
         f"{schedule.method}: {schedule.updates} of {schedule.mask.size} block updates ({share:.0%})", fontsize=10
     )
+    return figure
+
+
+def sensitivity_curve(sensitivity: np.ndarray) -> Figure:
+    """Draw float[K], the gain from the noise estimate of each step to the executed actions."""
+    figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
+    axis.semilogy(np.arange(len(sensitivity)), sensitivity, "o-", markersize=3)
+    axis.set(xlabel="denoising step (0 is the noisiest)", ylabel="gain to the actions")
+    axis.set_title("how much of an error in a step's noise estimate reaches the actions", fontsize=10)
     return figure

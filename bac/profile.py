@@ -1,4 +1,4 @@
-"""The feature profile: how alike every block's features are between any two denoising steps."""
+"""The feature profile: how alike every block's features are between any two denoising steps, and which steps matter."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from bac.schedule import Provenance
 from bac.trunk import Block
 
 _FORMAT = "bac-profile-1"
+_SENSITIVITY = "sensitivity"
 
 
 class Metric(StrEnum):
@@ -42,12 +43,15 @@ class FeatureProfile:
         blocks: the rows.
         observations: number of calibration observations N.
         provenance: the checkpoint and sampler it was measured on.
+        sensitivity: float64[K], at least 0, the gain from an error in the noise estimate of each step to the executed
+            actions (``bac.sensitivity``), or None where it was not measured.
     """
 
     values: Mapping[Metric, np.ndarray]
     blocks: tuple[Block, ...]
     observations: int
     provenance: Provenance
+    sensitivity: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if set(self.values) != set(Metric):
@@ -58,6 +62,8 @@ class FeatureProfile:
             )
         for metric in Metric:
             self._require_sound(metric, self.values[metric])
+        if self.sensitivity is not None:
+            self._require_sound_sensitivity(self.sensitivity)
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
 
     @property
@@ -92,6 +98,8 @@ class FeatureProfile:
                 root = zarr.open_group(store, mode="w", attributes=attributes)
                 for metric, values in self.values.items():
                     root.create_array(str(metric), data=values, chunks=values.shape)
+                if self.sensitivity is not None:
+                    root.create_array(_SENSITIVITY, data=self.sensitivity)
 
         write_whole(path, write)
 
@@ -117,6 +125,7 @@ class FeatureProfile:
                     raise KeyError(f"format {attributes['format']!r}")
                 arrays = dict(root.arrays())
                 values = {metric: np.asarray(arrays[metric][:]) for metric in Metric}
+                sensitivity = np.asarray(arrays[_SENSITIVITY][:]) if _SENSITIVITY in arrays else None
             provenance = Provenance(attributes["checkpoint"], attributes["sampler"])
             blocks = tuple(Block.parse(name) for name in attributes["blocks"])
             observations = int(attributes["observations"])
@@ -129,7 +138,19 @@ class FeatureProfile:
                     mend="write it again with scripts/calibrate.py",
                 )
             ) from error
-        return cls(values, blocks, observations, provenance)
+        return cls(values, blocks, observations, provenance, sensitivity)
+
+    def _require_sound_sensitivity(self, values: np.ndarray) -> None:
+        # A single gain may be 0: where all of the clean chunk's estimate is clipped, nothing gets through.
+        if values.shape != (self.steps,) or not np.isfinite(values).all() or values.min() < 0 or values.max() == 0:
+            raise InvalidInput(
+                sentence(
+                    "feature profile, sensitivity",
+                    expected=f"{self.steps} finite gains of at least 0, not all 0",
+                    got=f"shape {values.shape} with {int((~(values >= 0)).sum())} that are negative or NaN",
+                    mend="measure it again",
+                )
+            )
 
     def _require_sound(self, metric: Metric, values: np.ndarray) -> None:
         square = values.ndim == 3 and values.shape == (len(self.blocks), self.steps, self.steps)

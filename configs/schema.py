@@ -15,7 +15,20 @@ from hydra.core.config_store import ConfigStore
 
 from bac.choices import choice
 from bac.executors import ExecutorKind, Selection, WeightType, select
-from bac.methods import BlockAdaptive, Downstream, IntervalScore, Method, NoCache, Uniform
+from bac.methods import (
+    BlockAdaptive,
+    Downstream,
+    IntervalScore,
+    LastStep,
+    Late,
+    Method,
+    NoCache,
+    Objective,
+    Search,
+    SensitivityWeighted,
+    Sharing,
+    Uniform,
+)
 from bac.profile import Metric
 from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
@@ -114,11 +127,11 @@ class UniformConfig:
     """See ``bac.methods.Uniform``."""
 
     updates: int
-    force_last_step: bool
+    last_step: str
 
     def build(self) -> Method:
         """Return the method."""
-        return Uniform(self.updates, self.force_last_step)
+        return Uniform(self.updates, choice("cache.last_step", self.last_step, LastStep))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -130,7 +143,7 @@ class BacConfig:
     metric: str
     score: str
     downstream: str
-    force_last_step: bool
+    last_step: str
 
     def build(self) -> Method:
         """Return the method."""
@@ -140,7 +153,62 @@ class BacConfig:
             metric=choice("cache.metric", self.metric, Metric),
             score=choice("cache.score", self.score, IntervalScore),
             downstream=choice("cache.downstream", self.downstream, Downstream),
-            force_last_step=self.force_last_step,
+            last_step=choice("cache.last_step", self.last_step, LastStep),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class LateConfig:
+    """See ``bac.methods.Late``."""
+
+    updates: int
+    power: float
+    last_step: str
+
+    def build(self) -> Method:
+        """Return the method."""
+        return Late(self.updates, self.power, choice("cache.last_step", self.last_step, LastStep))
+
+
+@dataclass(kw_only=True, slots=True)
+class BacWeightedConfig:
+    """See ``bac.methods.SensitivityWeighted``."""
+
+    updates: int
+    sharing: str
+    upstream_blocks: int
+    downstream: str
+    last_step: str
+
+    def build(self) -> Method:
+        """Return the method."""
+        return SensitivityWeighted(
+            updates=self.updates,
+            sharing=choice("cache.sharing", self.sharing, Sharing),
+            upstream_blocks=self.upstream_blocks,
+            downstream=choice("cache.downstream", self.downstream, Downstream),
+            last_step=choice("cache.last_step", self.last_step, LastStep),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class SearchConfig:
+    """See ``bac.methods.Search``."""
+
+    gflops: float
+    trials: int
+    objective: str
+    seed: int
+    last_step: str
+
+    def build(self) -> Method:
+        """Return the method."""
+        return Search(
+            gflops=self.gflops,
+            trials=self.trials,
+            objective=choice("cache.objective", self.objective, Objective),
+            seed=self.seed,
+            last_step=choice("cache.last_step", self.last_step, LastStep),
         )
 
 
@@ -214,7 +282,10 @@ class CalibrateConfig:
         observations: calibration observations, each from another place in the demonstrations.
         batch: observations in one policy call; memory grows with it.
         seed: of the choice of observations and of the noise.
-        budgets: the values of ``cache.updates`` to write a schedule for; empty for the configured one alone.
+        sensitivity_observations: how many of them also measure the sensitivity of steps; 0 for none.
+        trial_observations: how many of them judge the trials of ``cache=search``.
+        budgets: values of ``cache.updates`` (of ``cache.gflops`` for ``search``) to write schedules for, beside the
+            configured one.
         device: ``cpu`` or ``cuda``.
         threads: CPU threads; null leaves torch's choice.
     """
@@ -226,7 +297,9 @@ class CalibrateConfig:
     observations: int
     batch: int
     seed: int
-    budgets: list[int]
+    sensitivity_observations: int
+    trial_observations: int
+    budgets: list[float]
     device: str
     threads: int | None
 
@@ -408,7 +481,14 @@ def register() -> None:
         "policy": {"policy": PolicyConfig},
         "sampler": {"ddpm": DdpmConfig, "ddim": DdimConfig},
         "executor": {"executor": ExecutorConfig},
-        "cache": {"none": NoCacheConfig, "uniform": UniformConfig, "bac": BacConfig},
+        "cache": {
+            "none": NoCacheConfig,
+            "uniform": UniformConfig,
+            "bac": BacConfig,
+            "late": LateConfig,
+            "bac_weighted": BacWeightedConfig,
+            "search": SearchConfig,
+        },
     }
     for group, nodes in groups.items():
         for name, node in nodes.items():

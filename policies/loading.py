@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from bac.errors import InvalidInput, MissingArtefact, sentence
-from bac.methods import Method, NoCache, full_schedule
+from bac.methods import Method, NoCache, Search, full_schedule
 from bac.profile import FeatureProfile
 from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule
@@ -85,13 +85,19 @@ def profile_path(checkpoint: Path, sampler: SamplerTable) -> Path:
 
 
 def make_schedule(method: Method, policy: DiffusionPolicy, checkpoint: Path) -> CacheSchedule:
-    """Return a method's schedule for a policy, from the profile beside its checkpoint; ``none`` needs no profile.
+    """Return a method's schedule for a policy: the one calibration kept, else one from the profile.
+
+    Both lie beside the checkpoint; ``none`` needs neither.
 
     Raises:
-        MissingArtefact: the policy was not calibrated for its sampler.
+        MissingArtefact: the policy was not calibrated for its sampler, or not for this method.
     """
     if isinstance(method, NoCache):
         return full_schedule(policy.trunk.blocks, policy.sampler.steps, policy.provenance)
+    if isinstance(method, Search):
+        kept = schedule_folder(checkpoint, policy.sampler) / f"{method.label}.json"
+        if kept.is_file() and (schedule := CacheSchedule.load(kept)).parameters == method.parameters:
+            return schedule
     return method.schedule(FeatureProfile.load(profile_path(checkpoint, policy.sampler)))
 
 

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from bac.errors import InvalidInput, sentence
-from bac.methods import BlockAdaptive
+from bac.executors import ChunkNoise
+from bac.methods import BlockAdaptive, Method, NoCache, Search
 from bac.methods.base import require_updates
 from bac.passes import optimise
-from bac.pictures import save_figure, schedule_grid, similarity_maps
+from bac.pictures import save_figure, schedule_grid, sensitivity_curve, similarity_maps
 from bac.plan import cost, lower
-from bac.profile import FeatureProfile
+from bac.profile import FeatureProfile, Metric
 from bac.profiler import profile_features
 from bac.results import run_provenance, write_results
 from bac.schedule import CacheSchedule
+from bac.sensitivity import step_sensitivity
+from bac.trials import Trials
 from configs.entry import script
 from configs.schema import CalibrateConfig
 from configs.tasks import demonstrations
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import load_policy, locate_checkpoint, profile_path, schedule_folder
+
+Batches = list[tuple[Tensor, ChunkNoise]]
 
 
 def main(config: CalibrateConfig, folder: Path) -> None:
@@ -30,50 +37,95 @@ def main(config: CalibrateConfig, folder: Path) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     method = config.cache.build()
-    if not isinstance(method, BlockAdaptive):
-        raise InvalidInput(
-            sentence(
-                "cache", expected="bac", got=method.name, mend="only bac is made from a profile; calibrate with it"
-            )
-        )
+    if isinstance(method, NoCache):
+        raise InvalidInput(sentence("cache", expected="a method", got=method.name, mend="none needs no calibration"))
     checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
     policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device)
-    budgets = sorted({*config.budgets, method.updates})
-    for updates in budgets:
-        require_updates(updates, policy.sampler.steps)
-    profile = _profile(config, policy)
-    profile.save(profile_path(checkpoint, policy.sampler))
-
-    schedules = {}
-    for updates in budgets:
-        budget = replace(method, updates=updates)
-        schedules[updates] = budget.schedule(profile)
-        schedules[updates].save(schedule_folder(checkpoint, policy.sampler) / f"bac-s{updates}.json")
-    chosen = schedules[method.updates]
+    methods = {each.label: each for each in (method, *map(method.with_budget, config.budgets))}
+    for each in methods.values():
+        if (updates := getattr(each, "updates", None)) is not None:
+            require_updates(updates, policy.sampler.steps)
+    if isinstance(method, Search):
+        schedules = _search(config, policy, methods)
+        found: dict[str, Any] = {}
+    else:
+        profile = _profile(config, policy)
+        profile.save(profile_path(checkpoint, policy.sampler))
+        print(f"wrote {profile_path(checkpoint, policy.sampler)}")
+        schedules = {label: each.schedule(profile) for label, each in methods.items()}
+        _draw(profile, method, schedules[method.label], folder)
+        found = _profile_summary(profile)
+    for label, schedule in schedules.items():
+        schedule.save(schedule_folder(checkpoint, policy.sampler) / f"{label}.json")
+    chosen = schedules[method.label]
     print(chosen.grid())
-    save_figure(similarity_maps(profile, method.metric, chosen), folder / "similarity.png")
     save_figure(schedule_grid(chosen), folder / "schedule.png")
     results = {
-        "observations": profile.observations,
-        "reuse_error": {str(b): float(e) for b, e in zip(profile.blocks, profile.reuse_error(), strict=True)},
-        "schedules": {f"bac-s{updates}": _summary(schedule, policy) for updates, schedule in schedules.items()},
+        **found,
+        "schedules": {label: _summary(schedule, policy) for label, schedule in schedules.items()},
         "provenance": run_provenance(torch.device(config.device), asdict(config)),
     }
     write_results(folder / "results.json", results)
-    print(f"wrote {profile_path(checkpoint, policy.sampler)} and {len(schedules)} schedules; pictures in {folder}")
+    print(f"wrote {', '.join(schedules)} to {schedule_folder(checkpoint, policy.sampler)}; pictures in {folder}")
 
 
 def _profile(config: CalibrateConfig, policy: DiffusionPolicy) -> FeatureProfile:
-    demos = demonstrations(config.task)
-    spread = demos.spread_observations(config.observations, policy.observation_steps, config.seed)
-    joined = torch.from_numpy(policy.spec.concatenate(spread)).to(config.device)
-    observations = policy.checkpoint.observation_normalizer.normalize(joined)
-    batches = []
-    for start in range(0, config.observations, config.batch):
-        rows = observations[start : start + config.batch]
-        batches.append((rows, policy.draw_noise(len(rows), [(config.seed, start + row) for row in range(len(rows))])))
-    with tqdm(total=len(batches), desc="calibrate", unit="batch") as bar:
-        return profile_features(policy.trunk, policy.sampler, policy.provenance, batches, lambda _: bar.update())
+    batches = _batches(config, policy, config.observations)
+    with tqdm(total=len(batches), desc="features", unit="batch") as bar:
+        profile = profile_features(policy.trunk, policy.sampler, policy.provenance, batches, lambda _: bar.update())
+    if config.sensitivity_observations == 0:
+        return profile
+    batches = _batches(replace(config, batch=1), policy, config.sensitivity_observations)
+    with tqdm(total=len(batches), desc="sensitivity", unit="observation") as bar:
+        gains = step_sensitivity(
+            policy.trunk, policy.sampler, batches, policy.spec.executed, config.seed, lambda _: bar.update()
+        )
+    return replace(profile, sensitivity=gains)
+
+
+def _search(config: CalibrateConfig, policy: DiffusionPolicy, methods: dict[str, Method]) -> dict[str, CacheSchedule]:
+    ((observed, noise),) = _batches(replace(config, batch=config.trial_observations), policy, config.trial_observations)
+    trials = Trials(policy.trunk, policy.sampler, policy.provenance, observed, noise, policy.spec.executed)
+    schedules = {}
+    for label, method in methods.items():
+        assert isinstance(method, Search)
+        with tqdm(total=method.trials, desc=label, unit="trial") as bar:
+
+            def report(best: float, bar: Any = bar) -> None:
+                bar.set_postfix_str(f"action error {best:.4f}")
+                bar.update()
+
+            schedules[label] = method.find(trials, report)
+    return schedules
+
+
+def _batches(config: CalibrateConfig, policy: DiffusionPolicy, observations: int) -> Batches:
+    """Return normalised observations from all over the demonstrations, with noise, in batches."""
+    spread = demonstrations(config.task).spread_observations(observations, policy.observation_steps, config.seed)
+    observed = policy.observe(spread)
+    keys = [(config.seed, row) for row in range(observations)]
+    starts = range(0, observations, config.batch)
+    return [
+        (observed[start : start + config.batch], policy.draw_noise(len(part), part))
+        for start in starts
+        if (part := keys[start : start + config.batch])
+    ]
+
+
+def _draw(profile: FeatureProfile, method: Method, chosen: CacheSchedule, folder: Path) -> None:
+    metric = method.metric if isinstance(method, BlockAdaptive) else Metric.COSINE
+    save_figure(similarity_maps(profile, metric, chosen), folder / "similarity.png")
+    if profile.sensitivity is not None:
+        save_figure(sensitivity_curve(profile.sensitivity), folder / "sensitivity.png")
+
+
+def _profile_summary(profile: FeatureProfile) -> dict[str, Any]:
+    gains = None if profile.sensitivity is None else profile.sensitivity.tolist()
+    return {
+        "observations": profile.observations,
+        "reuse_error": {str(b): float(e) for b, e in zip(profile.blocks, profile.reuse_error(), strict=True)},
+        "sensitivity": gains,
+    }
 
 
 def _summary(schedule: CacheSchedule, policy: DiffusionPolicy) -> dict[str, object]:

@@ -92,7 +92,7 @@ def _name(schedule: dict[str, Any]) -> str:
         parts.append(f"n={parameters['upstream_blocks']}")
     if parameters.get("metric", "cosine") != "cosine":
         parts.append(parameters["metric"])
-    if parameters.get("force_last_step") is False:
+    if parameters.get("last_step") == "free":
         parts.append("last step free")
     if sampler["name"] != "ddpm" or sampler["steps"] != sampler["train_steps"]:
         parts.append(f"on {sampler['name']}-{sampler['steps']} {sampler.get('spacing', '')}".strip())

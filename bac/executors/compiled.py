@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from enum import StrEnum
 from pathlib import Path
 
@@ -112,6 +113,18 @@ class CompiledExecutor:
         self._visible = torch.tensor([decoder.self_visible, decoder.cross_visible], dtype=torch.int32)
         self._coefficients = torch.from_numpy(_coefficients(sampler))
         self._operations = torch.tensor(list(_encoded(plan)), dtype=torch.int32)
+
+    def with_plan(self, plan: Plan) -> CompiledExecutor:
+        """Return an executor of another plan on the same packed weights.
+
+        Raises:
+            Mismatch: the plan does not belong to trunk and sampler.
+        """
+        require_together(plan, self._trunk, self._sampler)
+        other = copy(self)
+        other.plan = plan
+        other._operations = torch.tensor(list(_encoded(plan)), dtype=torch.int32)
+        return other
 
     @torch.inference_mode()
     def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:

@@ -2,17 +2,26 @@
 
 from bac.methods.acs import IntervalScore, adaptive_update_steps
 from bac.methods.bac import BlockAdaptive
-from bac.methods.base import Method
+from bac.methods.bac_weighted import SensitivityWeighted, Sharing
+from bac.methods.base import LastStep, Method
 from bac.methods.bubbling_union import Downstream, bubbling_union
+from bac.methods.late import Late
 from bac.methods.none import NoCache, full_schedule
+from bac.methods.search import Objective, Search
 from bac.methods.uniform import Uniform
 
 __all__ = [
     "BlockAdaptive",
     "Downstream",
     "IntervalScore",
+    "LastStep",
+    "Late",
     "Method",
     "NoCache",
+    "Objective",
+    "Search",
+    "SensitivityWeighted",
+    "Sharing",
     "Uniform",
     "adaptive_update_steps",
     "bubbling_union",

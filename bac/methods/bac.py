@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Self
 
 import numpy as np
 
 from bac.methods.acs import IntervalScore, adaptive_update_steps
+from bac.methods.base import LastStep
 from bac.methods.bubbling_union import Downstream, bubbling_union
 from bac.profile import FeatureProfile, Metric
 from bac.schedule import CacheSchedule
@@ -22,7 +24,7 @@ class BlockAdaptive:
         metric: how features are compared.
         score: interval score of the dynamic programme.
         downstream: which FFNs the union looks at.
-        force_last_step: also update every block at step K - 1, as the authors' code does.
+        last_step: forced also updates every block at step K - 1, as the authors' code does.
     """
 
     updates: int = 10
@@ -30,8 +32,17 @@ class BlockAdaptive:
     metric: Metric = Metric.COSINE
     score: IntervalScore = IntervalScore.ANCHOR
     downstream: Downstream = Downstream.INCLUSIVE
-    force_last_step: bool = True
+    last_step: LastStep = LastStep.FORCED
     name: str = "bac"
+
+    @property
+    def label(self) -> str:
+        """Name with the budget."""
+        return f"{self.name}-s{self.updates}"
+
+    def with_budget(self, budget: float) -> Self:
+        """Return the method with S = ``budget``."""
+        return replace(self, updates=int(budget))
 
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Return the schedule for the profile's checkpoint and sampler."""
@@ -40,5 +51,4 @@ class BlockAdaptive:
             row[list(adaptive_update_steps(similarity, self.updates, self.score))] = True
         mask = bubbling_union(mask, profile.blocks, profile.reuse_error(), self.upstream_blocks, self.downstream)
         parameters = {name: value for name, value in asdict(self).items() if name != "name"}
-        schedule = CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters)
-        return schedule.with_last_step() if self.force_last_step else schedule
+        return self.last_step.applied(CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -16,6 +17,15 @@ class NoCache:
     """Update all; the reference that every other method is judged against."""
 
     name: str = "none"
+
+    @property
+    def label(self) -> str:
+        """The name; there is no budget."""
+        return self.name
+
+    def with_budget(self, budget: float) -> Self:
+        """Return the method as it is."""
+        return self
 
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Return the full schedule."""

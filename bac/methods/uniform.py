@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
-from bac.methods.base import require_updates
+from bac.methods.base import LastStep, require_updates
 from bac.profile import FeatureProfile
 from bac.schedule import CacheSchedule
 
@@ -17,18 +18,26 @@ class Uniform:
 
     Attributes:
         updates: S, steps at which all blocks update, from step 0 on at distances of about K / S.
-        force_last_step: also update at step K - 1; S + 1 updates then, unless S already reaches it.
+        last_step: forced also updates at step K - 1; S + 1 updates then, unless S already reaches it.
     """
 
     updates: int = 10
-    force_last_step: bool = True
+    last_step: LastStep = LastStep.FORCED
     name: str = "uniform"
+
+    @property
+    def label(self) -> str:
+        """Name with the budget."""
+        return f"{self.name}-s{self.updates}"
+
+    def with_budget(self, budget: float) -> Self:
+        """Return the method with S = ``budget``."""
+        return replace(self, updates=int(budget))
 
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Return the schedule; the profile gives only blocks, steps and provenance."""
         require_updates(self.updates, profile.steps)
         mask = np.zeros((len(profile.blocks), profile.steps), dtype=bool)
         mask[:, np.arange(self.updates) * profile.steps // self.updates] = True
-        parameters = {"updates": self.updates, "force_last_step": self.force_last_step}
-        schedule = CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters)
-        return schedule.with_last_step() if self.force_last_step else schedule
+        parameters = {"updates": self.updates, "last_step": self.last_step}
+        return self.last_step.applied(CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters))

@@ -198,6 +198,18 @@ def test_second_start_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled(plan, trunk, sampler)
 
 
+def test_another_plan_on_the_same_packed_weights() -> None:
+    trunk, sampler = trunk_of(SMALL), ddpm(PROCESS)
+    first, second = (plan_for(trunk, sampler, seed) for seed in (0, 1))
+    execute, call = compiled(first, trunk, sampler), inputs(SMALL, 2, 9)
+    rebound = execute.with_plan(second)
+    assert rebound.plan is second
+    assert torch.equal(rebound(*call), compiled(second, trunk, sampler)(*call))
+    assert torch.equal(execute(*call), compiled(first, trunk, sampler)(*call))
+    with pytest.raises(Mismatch):
+        execute.with_plan(lower(random_schedule(0, 8, trunk.blocks)))
+
+
 def test_no_compiler_refuses_by_name_and_auto_falls_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trunk = trunk_of(SMALL)
     monkeypatch.delenv("CXX", raising=False)

@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 from toys import BLOCKS, PROVENANCE, random_profile
 
-from bac.errors import InvalidInput
-from bac.methods import BlockAdaptive, Downstream, IntervalScore, Method, NoCache, Uniform, adaptive_update_steps
+from bac.errors import InvalidInput, MissingArtefact
+from bac.methods import (
+    BlockAdaptive,
+    Downstream,
+    IntervalScore,
+    LastStep,
+    Late,
+    Method,
+    NoCache,
+    Search,
+    SensitivityWeighted,
+    Sharing,
+    Uniform,
+    adaptive_update_steps,
+)
+from bac.methods.bac_weighted import smoothed
+from bac.methods.late import late_steps
 from bac.profile import Metric
 from bac.schedule import CacheSchedule
 
 STEPS = 20
-PROFILE = random_profile(seed=5, steps=STEPS)
-METHODS = [NoCache(), Uniform(updates=4), BlockAdaptive(updates=4, upstream_blocks=2)]
+PROFILE = replace(random_profile(seed=5, steps=STEPS), sensitivity=np.geomspace(1e-3, 1, STEPS))
+METHODS = [
+    NoCache(),
+    Uniform(updates=4),
+    BlockAdaptive(updates=4, upstream_blocks=2),
+    Late(updates=4),
+    SensitivityWeighted(updates=4),
+    SensitivityWeighted(updates=4, sharing=Sharing.NONE),
+]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -35,44 +60,44 @@ def test_no_cache_updates_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("updates", "forced", "steps"),
+    ("updates", "last_step", "steps"),
     [
-        (1, False, [0]),
-        (1, True, [0, 19]),
-        (4, False, [0, 5, 10, 15]),
-        (4, True, [0, 5, 10, 15, 19]),
-        (3, False, [0, 6, 13]),
-        (20, False, list(range(20))),
-        (20, True, list(range(20))),
+        (1, LastStep.FREE, [0]),
+        (1, LastStep.FORCED, [0, 19]),
+        (4, LastStep.FREE, [0, 5, 10, 15]),
+        (4, LastStep.FORCED, [0, 5, 10, 15, 19]),
+        (3, LastStep.FREE, [0, 6, 13]),
+        (20, LastStep.FREE, list(range(20))),
+        (20, LastStep.FORCED, list(range(20))),
     ],
 )
-def test_uniform_steps(updates: int, forced: bool, steps: list[int]) -> None:
-    schedule = Uniform(updates, force_last_step=forced).schedule(PROFILE)
+def test_uniform_steps(updates: int, last_step: LastStep, steps: list[int]) -> None:
+    schedule = Uniform(updates, last_step=last_step).schedule(PROFILE)
     assert all(np.flatnonzero(row).tolist() == steps for row in schedule.mask)
-    assert schedule.parameters == {"updates": updates, "force_last_step": forced}
+    assert schedule.parameters == {"updates": updates, "last_step": last_step}
 
 
 @pytest.mark.parametrize("score", list(IntervalScore))
 @pytest.mark.parametrize("metric", list(Metric))
 def test_block_adaptive_without_union_is_the_scheduler_per_block(metric: Metric, score: IntervalScore) -> None:
-    method = BlockAdaptive(4, upstream_blocks=0, metric=metric, score=score, force_last_step=False)
+    method = BlockAdaptive(4, upstream_blocks=0, metric=metric, score=score, last_step=LastStep.FREE)
     chosen = [tuple(np.flatnonzero(row).tolist()) for row in method.schedule(PROFILE).mask]
     assert chosen == [adaptive_update_steps(block, 4, score) for block in PROFILE.similarity(metric)]
 
 
 def test_block_adaptive_widens_the_blocks_that_err_most() -> None:
-    plain = BlockAdaptive(4, upstream_blocks=0, force_last_step=False).schedule(PROFILE).mask
+    plain = BlockAdaptive(4, upstream_blocks=0, last_step=LastStep.FREE).schedule(PROFILE).mask
     worst = int(PROFILE.values[Metric.L1].mean(axis=(1, 2)).argmax())
     assert worst < 3, "the toy profile should make a block of layer 0 the worst, so that strict and inclusive differ"
     for downstream, ffns in ((Downstream.INCLUSIVE, [2, 5]), (Downstream.STRICT, [5])):
-        method = BlockAdaptive(4, upstream_blocks=1, downstream=downstream, force_last_step=False)
+        method = BlockAdaptive(4, upstream_blocks=1, downstream=downstream, last_step=LastStep.FREE)
         expected = plain.copy()
         expected[worst] |= plain[ffns].any(axis=0)
         assert np.array_equal(method.schedule(PROFILE).mask, expected)
 
 
 def test_block_adaptive_last_step() -> None:
-    free = BlockAdaptive(4, upstream_blocks=2, force_last_step=False).schedule(PROFILE)
+    free = BlockAdaptive(4, upstream_blocks=2, last_step=LastStep.FREE).schedule(PROFILE)
     forced = BlockAdaptive(4, upstream_blocks=2).schedule(PROFILE)
     assert not free.mask[:, -1].all()
     assert forced.mask[:, -1].all()
@@ -86,12 +111,102 @@ def test_block_adaptive_records_its_parameters() -> None:
         "metric": "l1",
         "score": "anchor",
         "downstream": "inclusive",
-        "force_last_step": True,
+        "last_step": "forced",
     }
 
 
-@pytest.mark.parametrize("method", [Uniform, BlockAdaptive])
+@pytest.mark.parametrize(
+    ("updates", "power", "steps"),
+    [
+        (5, 1, [0, 4, 8, 12, 16]),
+        # 20 (1 - (1 - u)^2) at u = 0, .2, .4, .6, .8: 0, 7.2, 12.8, 16.8, 19.2.
+        (5, 2, [0, 7, 13, 17, 19]),
+        # 0, 17.5, 19.8, 20, 20, 20: the last ones make room for each other.
+        (6, 11, [0, 16, 17, 18, 19, 20]),
+        (21, 3, list(range(21))),
+    ],
+)
+def test_late_steps(updates: int, power: float, steps: list[int]) -> None:
+    assert late_steps(updates, 21, power).tolist() == steps
+
+
+def test_late_steps_are_always_as_many_distinct_steps() -> None:
+    for seed in range(200):
+        draw = np.random.default_rng(seed)
+        steps = int(draw.integers(1, 60))
+        updates, power = int(draw.integers(1, steps + 1)), float(draw.uniform(1, 9))
+        chosen = late_steps(updates, steps, power)
+        assert chosen[0] == 0
+        assert len(chosen) == updates
+        assert (np.diff(chosen) > 0).all()
+        assert chosen[-1] < steps
+
+
+def test_late_is_one_schedule_for_all_and_forces_the_last_step() -> None:
+    free = Late(5, 2, LastStep.FREE).schedule(PROFILE).mask
+    assert (free == free[0]).all()
+    assert np.flatnonzero(free[0]).tolist() == late_steps(5, STEPS, 2).tolist()
+    assert np.flatnonzero(Late(5, 2).schedule(PROFILE).mask.all(axis=0)).tolist() == [0, 7, 12, 16, 18, 19]
+
+
+def test_late_refuses_powers_that_crowd_the_beginning() -> None:
+    for power in (0.5, float("nan")):
+        with pytest.raises(InvalidInput, match=r"cache\.power: expected at least 1"):
+            Late(4, power).schedule(PROFILE)
+
+
+def test_weighted_minimises_squared_gain_times_squared_error() -> None:
+    toy = random_profile(seed=2, steps=8)
+    gains = np.random.default_rng(0).uniform(0.1, 2, 8)
+    profile = replace(toy, sensitivity=gains)
+    total = toy.values[Metric.MSE].astype(float).sum(axis=0) * smoothed(gains) ** 2
+
+    def cost(steps: tuple[int, ...]) -> float:
+        return sum(total[max(s for s in steps if s <= step), step] for step in range(8))
+
+    method = SensitivityWeighted(3, upstream_blocks=0, last_step=LastStep.FREE)
+    best = min(((0, *others) for others in combinations(range(1, 8), 2)), key=cost)
+    assert [tuple(np.flatnonzero(row).tolist()) for row in method.schedule(profile).mask] == [best] * len(BLOCKS)
+    own = replace(method, sharing=Sharing.NONE).schedule(profile)
+    for row, block in zip(own.mask, toy.values[Metric.MSE], strict=True):
+        total = block.astype(float) * smoothed(gains) ** 2
+        best = min(((0, *others) for others in combinations(range(1, 8), 2)), key=cost)
+        assert tuple(np.flatnonzero(row).tolist()) == best
+
+
+def test_gains_are_smoothed_in_the_logarithm() -> None:
+    assert smoothed(np.full(12, 0.25)) == pytest.approx(np.full(12, 0.25))
+    spike = np.ones(20)
+    spike[10] = 2.0**9
+    assert smoothed(spike) == pytest.approx(np.where(abs(np.arange(20) - 10) <= 4, 2.0, 1.0))
+
+
+def test_a_gain_of_zero_counts_as_very_little() -> None:
+    gains = np.ones(20)
+    gains[10] = 0
+    assert smoothed(gains) == pytest.approx(np.where(abs(np.arange(20) - 10) <= 4, 1e-6 ** (1 / 9), 1.0))
+
+
+def test_weighted_without_sensitivity_refuses() -> None:
+    with pytest.raises(InvalidInput, match="cache=bac_weighted: expected a profile with the sensitivity of steps"):
+        SensitivityWeighted().schedule(random_profile(seed=0))
+
+
+def test_labels_name_the_budget() -> None:
+    assert [method.label for method in METHODS] == [
+        "none", "uniform-s4", "bac-s4", "late-s4", "bac_weighted-s4", "bac_weighted-s4",
+    ]  # fmt: skip
+    assert [method.with_budget(7).label for method in METHODS[1:4]] == ["uniform-s7", "bac-s7", "late-s7"]
+    assert Search().with_budget(1.25).label == "search-1.25g"
+
+
+def test_search_is_not_made_from_a_profile() -> None:
+    with pytest.raises(MissingArtefact, match=r"schedule search-2\.4g: .*calibrate.py cache=search cache.gflops=2.4"):
+        Search().schedule(PROFILE)
+
+
+@pytest.mark.parametrize("method", [Uniform, BlockAdaptive, Late, SensitivityWeighted])
 @pytest.mark.parametrize("updates", [0, STEPS + 1])
-def test_refuses_numbers_of_updates_a_call_cannot_have(method: type[Uniform | BlockAdaptive], updates: int) -> None:
+def test_refuses_numbers_of_updates_a_call_cannot_have(method: type[Any], updates: int) -> None:
     with pytest.raises(InvalidInput, match=rf"cache.updates: expected 1 to 20, got {updates}"):
         method(updates=updates).schedule(PROFILE)

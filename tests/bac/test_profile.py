@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,19 @@ def test_failed_save_keeps_the_earlier_file(tmp_path: Path) -> None:
         unwritable.save(path)
     assert np.array_equal(FeatureProfile.load(path).values[Metric.L1], random_profile(seed=1).values[Metric.L1])
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_sensitivity_survives_the_file(tmp_path: Path) -> None:
+    gains = np.geomspace(1e-4, 1, 7)
+    for sensitivity in (gains, None):
+        replace(random_profile(seed=0), sensitivity=sensitivity).save(tmp_path / "profile.zarr.zip")
+        read = FeatureProfile.load(tmp_path / "profile.zarr.zip").sensitivity
+        assert (read is None) if sensitivity is None else np.array_equal(read, sensitivity)
+
+
+@pytest.mark.parametrize("gains", [np.ones(6), np.zeros(7), np.full(7, np.nan), -np.ones(7)])
+def test_sensitivity_must_be_a_gain_per_step(gains: np.ndarray) -> None:
+    with pytest.raises(
+        InvalidInput, match="feature profile, sensitivity: expected 7 finite gains of at least 0, not all 0"
+    ):
+        replace(random_profile(seed=0), sensitivity=gains)

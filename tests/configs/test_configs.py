@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from bac.errors import InvalidInput
 from bac.executors import ExecutorKind
-from bac.methods import BlockAdaptive, Uniform
+from bac.methods import BlockAdaptive, LastStep, Uniform
 from configs import schema
 from configs.tasks import demonstrations, environment
 from policies.samplers import DiffusionProcess
@@ -65,7 +65,7 @@ def test_every_executor_composes(executor: str) -> None:
 def test_defaults_are_the_papers_but_for_the_budget() -> None:
     assert _compose("eval").cache.build() == BlockAdaptive(updates=30)
     assert _compose("eval", "cache.updates=10").cache.build() == BlockAdaptive(
-        updates=10, upstream_blocks=5, force_last_step=True
+        updates=10, upstream_blocks=5, last_step=LastStep.FORCED
     )
     assert _compose("eval", "cache=uniform", "cache.updates=7").cache.build() == Uniform(updates=7)
 
@@ -77,7 +77,7 @@ def test_every_field_of_a_method_can_be_set() -> None:
         "metric=l1",
         "score=adjacent",
         "downstream=strict",
-        "force_last_step=false",
+        "last_step=free",
     ]
     method = _compose("eval", *(f"cache.{override}" for override in overrides)).cache.build()
     defaults = BlockAdaptive()

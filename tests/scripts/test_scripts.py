@@ -44,6 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "checkpoint=run/checkpoint.safetensors",
         "observations=4",
         "batch=2",
+        "sensitivity_observations=2",
         "budgets=[2]",
         "cache.updates=3",
     )
@@ -83,8 +84,31 @@ def test_calibration_writes_profile_schedules_and_pictures(trained: Path) -> Non
         "bac-s3.json",
     }
     folder, results = _results(trained, "calibrate")
-    assert {"similarity.png", "schedule.png"} <= {path.name for path in folder.iterdir()}
+    assert {"similarity.png", "sensitivity.png", "schedule.png"} <= {path.name for path in folder.iterdir()}
     assert results["observations"] == 4
+    assert len(results["sensitivity"]) == 10
+
+
+@pytest.mark.parametrize("cache", ["late", "bac_weighted"])
+def test_evaluation_makes_schedules_from_the_profile(trained: Path, cache: str) -> None:
+    results = _evaluate(trained, f"cache={cache}", "cache.updates=3", "video=0")
+    assert results["schedule"]["method"] == cache
+    assert results["action_error"]["mean"] > 0
+
+
+def test_search_is_calibrated_before_it_is_evaluated(trained: Path) -> None:
+    half = ["cache=search", "cache.gflops=0.02", "cache.trials=12"]
+    small = ["checkpoint=run/checkpoint.safetensors", "episodes=1", "task.max_steps=4", "video=0"]
+    told = _run(trained, "eval", *small, *half, ok=False)
+    assert "run scripts/calibrate.py cache=search cache.gflops=0.02" in told
+    _run(trained, "calibrate", "checkpoint=run/checkpoint.safetensors", "trial_observations=3", *half)
+    kept = trained / "run" / "schedules" / "ddpm-10" / "search-0.02g.json"
+    assert kept.is_file()
+    results = _evaluate(trained, *half, "video=0")
+    assert results["gflops"]["cached"] <= 0.02
+    assert results["schedule"]["parameters"]["trials"] == 12
+    assert "got none with these parameters" in _run(trained, "eval", *small, *half, "cache.seed=1", ok=False)
+    kept.unlink()
 
 
 def test_evaluation_results_carry_what_they_must(trained: Path) -> None:

@@ -1,0 +1,67 @@
+"""Trials: schedules judged by what they do to the action chunk, on calibration observations."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from bac.executors import ChunkNoise, CompiledExecutor, Executor, ExecutorKind, select
+from bac.methods.none import full_schedule
+from bac.passes import optimise
+from bac.plan import Plan, cost, lower
+from bac.sampler_table import SamplerTable
+from bac.schedule import CacheSchedule, Provenance
+from bac.trunk import ResidualTrunk
+
+
+class Trials:
+    """Runs schedules on the same observations and noise and compares the executed actions with the uncached ones.
+
+    Args:
+        trunk: the denoiser.
+        sampler: its sampler.
+        provenance: names both.
+        observed: normalised observations float32[N, To, Do].
+        noise: of the N calls.
+        executed: the actions of a chunk that count.
+        executor: what runs the trials.
+    """
+
+    def __init__(
+        self,
+        trunk: ResidualTrunk,
+        sampler: SamplerTable,
+        provenance: Provenance,
+        observed: Tensor,
+        noise: ChunkNoise,
+        executed: slice,
+        executor: ExecutorKind = ExecutorKind.AUTO,
+    ) -> None:
+        self.provenance = provenance
+        self.trunk = trunk
+        self.sampler = sampler
+        self._observed = observed
+        self._noise = noise
+        self._executed = executed
+        self._selection = select(executor, trunk)
+        uncached = optimise(lower(full_schedule(trunk.blocks, sampler.steps, provenance)))
+        self._executor: Executor = self._selection.build(uncached, trunk, sampler)
+        self._expected = self._actions(self._executor)
+
+    def action_errors(self, schedule: CacheSchedule) -> np.ndarray:
+        """Return float64[N]: per observation the mean absolute difference of the executed actions, normalised units."""
+        schedule.require(self.provenance, self.trunk.blocks, self.sampler.steps)
+        actions = self._actions(self._bound(optimise(lower(schedule))))
+        return (actions - self._expected).abs().mean(dim=(1, 2)).cpu().numpy()
+
+    def flops(self, schedule: CacheSchedule) -> int:
+        """Return what a call of the schedule computes, FLOPs at batch 1."""
+        return cost(optimise(lower(schedule)), self.trunk.cost).planned
+
+    def _bound(self, plan: Plan) -> Executor:
+        if isinstance(self._executor, CompiledExecutor):
+            return self._executor.with_plan(plan)
+        return self._selection.build(plan, self.trunk, self.sampler)
+
+    def _actions(self, executor: Executor) -> Tensor:
+        return executor(self._observed, self._noise)[:, self._executed].double()

@@ -225,7 +225,7 @@ class _Unrolled:
         memories = self._memories(observation)
         place = graph.constant("embed.positions", decoder.positions + decoder.embed[1])
         embed = graph.constant("embed.weight", decoder.embed[0].T)
-        sample, slots = "initial_noise", dict[int, str]()
+        sample, original, slots = "initial_noise", "", dict[int, str]()
         for step, operations in enumerate(plan.steps):
             placed = graph.node("Add", graph.node("MatMul", sample, embed), place)
             stream = graph.shaped(placed, "rows", decoder.width)
@@ -242,7 +242,7 @@ class _Unrolled:
                             slots[slot] = feature
             estimate = graph.linear(graph.norm(stream, "norm", decoder.norm), "head", decoder.head)
             estimate = graph.shaped(estimate, "batch", decoder.horizon, decoder.action_dim)
-            sample = self._update(sampler, step, sample, estimate)
+            sample, original = self._update(sampler, step, sample, estimate, original)
         return sample
 
     def _memories(self, observation: str) -> list[tuple[str, str]]:
@@ -315,11 +315,11 @@ class _Unrolled:
         twice = graph.node("Mul", x, graph.node("Add", erf, graph.constant("one", 1.0)))
         return graph.node("Mul", twice, graph.constant("half", 0.5))
 
-    def _update(self, sampler: SamplerTable, step: int, sample: str, estimate: str) -> str:
-        """Write step ``step`` of the sampler, without the terms whose coefficient is 0."""
+    def _update(self, sampler: SamplerTable, step: int, sample: str, estimate: str, previous: str) -> tuple[str, str]:
+        """Write step ``step`` of the sampler, without the terms whose coefficient is 0; return sample and x0."""
         graph = self._graph
-        names = ("recover_sample", "recover_estimate", "to_original", "to_sample", "to_estimate", "to_noise")
-        factor = {name: float(getattr(sampler, name)[step]) for name in names}
+        names = ("recover_sample", "recover_estimate", "to_original", "to_sample", "to_estimate", "to_previous")
+        factor = {name: float(getattr(sampler, name)[step]) for name in (*names, "to_noise")}
 
         def weighted(terms: dict[str, str]) -> list[str]:
             return [
@@ -330,9 +330,10 @@ class _Unrolled:
 
         recovered = graph.node("Sum", *weighted({"recover_sample": sample, "recover_estimate": estimate}))
         bounds = graph.constant("lowest", -sampler.clip), graph.constant("highest", sampler.clip)
-        terms = {"to_original": graph.node("Clip", recovered, *bounds), "to_sample": sample, "to_estimate": estimate}
+        original = graph.node("Clip", recovered, *bounds)
+        terms = {"to_original": original, "to_sample": sample, "to_estimate": estimate, "to_previous": previous}
         if factor["to_noise"]:
             terms["to_noise"] = graph.node(
                 "Gather", "step_noise", graph.constant(f"step{step}", np.int64(step)), axis=0
             )
-        return graph.node("Sum", *weighted(terms))
+        return graph.node("Sum", *weighted(terms)), original

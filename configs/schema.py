@@ -15,26 +15,12 @@ from hydra.core.config_store import ConfigStore
 
 from bac.choices import choice
 from bac.executors import ExecutorKind, Selection, WeightType, select
-from bac.methods import (
-    BlockAdaptive,
-    Downstream,
-    IntervalScore,
-    LastStep,
-    Late,
-    Method,
-    NoCache,
-    Objective,
-    Search,
-    SensitivityWeighted,
-    Sharing,
-    Uniform,
-)
-from bac.profile import Metric
 from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
+from configs.methods import METHODS
 from policies.base import PolicySpec
 from policies.diffusion_transformer import DiffusionTransformerConfig
-from policies.samplers import DiffusionProcess, Spacing, ddim, ddpm
+from policies.samplers import DiffusionProcess, Spacing, ddim, ddpm, dpm_solver
 from policies.training import TrainingConfig
 
 
@@ -114,102 +100,14 @@ class DdimConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class NoCacheConfig:
-    """Every block at every step."""
+class DpmSolverConfig:
+    """DPM-Solver++ of second order in ``steps`` steps, trailing spacing."""
 
-    def build(self) -> Method:
-        """Return the method."""
-        return NoCache()
+    steps: int
 
-
-@dataclass(kw_only=True, slots=True)
-class UniformConfig:
-    """See ``bac.methods.Uniform``."""
-
-    updates: int
-    last_step: str
-
-    def build(self) -> Method:
-        """Return the method."""
-        return Uniform(self.updates, choice("cache.last_step", self.last_step, LastStep))
-
-
-@dataclass(kw_only=True, slots=True)
-class BacConfig:
-    """See ``bac.methods.BlockAdaptive``."""
-
-    updates: int
-    upstream_blocks: int
-    metric: str
-    score: str
-    downstream: str
-    last_step: str
-
-    def build(self) -> Method:
-        """Return the method."""
-        return BlockAdaptive(
-            updates=self.updates,
-            upstream_blocks=self.upstream_blocks,
-            metric=choice("cache.metric", self.metric, Metric),
-            score=choice("cache.score", self.score, IntervalScore),
-            downstream=choice("cache.downstream", self.downstream, Downstream),
-            last_step=choice("cache.last_step", self.last_step, LastStep),
-        )
-
-
-@dataclass(kw_only=True, slots=True)
-class LateConfig:
-    """See ``bac.methods.Late``."""
-
-    updates: int
-    power: float
-    last_step: str
-
-    def build(self) -> Method:
-        """Return the method."""
-        return Late(self.updates, self.power, choice("cache.last_step", self.last_step, LastStep))
-
-
-@dataclass(kw_only=True, slots=True)
-class BacWeightedConfig:
-    """See ``bac.methods.SensitivityWeighted``."""
-
-    updates: int
-    sharing: str
-    upstream_blocks: int
-    downstream: str
-    last_step: str
-
-    def build(self) -> Method:
-        """Return the method."""
-        return SensitivityWeighted(
-            updates=self.updates,
-            sharing=choice("cache.sharing", self.sharing, Sharing),
-            upstream_blocks=self.upstream_blocks,
-            downstream=choice("cache.downstream", self.downstream, Downstream),
-            last_step=choice("cache.last_step", self.last_step, LastStep),
-        )
-
-
-@dataclass(kw_only=True, slots=True)
-class SearchConfig:
-    """See ``bac.methods.Search``."""
-
-    gflops: float
-    trials: int
-    objective: str
-    seed: int
-    last_step: str
-
-    def build(self) -> Method:
-        """Return the method."""
-        return Search(
-            gflops=self.gflops,
-            trials=self.trials,
-            objective=choice("cache.objective", self.objective, Objective),
-            seed=self.seed,
-            last_step=choice("cache.last_step", self.last_step, LastStep),
-        )
+    def build(self, process: DiffusionProcess) -> SamplerTable:
+        """Return the coefficient table."""
+        return dpm_solver(process, self.steps)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -397,6 +295,7 @@ class Study(StrEnum):
     LATENCY = "latency"
     GROWTH = "growth"
     TRIED = "tried"
+    PARETO = "pareto"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -410,12 +309,28 @@ class GrowthConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ParetoConfig:
+    """What ``study=pareto`` compares, beside the schedules that ``cache=search`` left.
+
+    Attributes:
+        methods: names of ``cache=``, each with the defaults of its YAML file.
+        updates: budgets of each.
+        kept: file of what was judged so far; a killed study goes on from it.
+    """
+
+    methods: list[str]
+    updates: list[int]
+    kept: str
+
+
+@dataclass(kw_only=True, slots=True)
 class BenchConfig:
     """``scripts/bench.py``: time rows in turn, in one process.
 
     Attributes:
         study: ``latency`` of a chunk under every executor, schedule and sampler; ``growth`` of that time with updates,
-            steps, depth and width; ``tried``, what else could run a plan on a CPU.
+            steps, depth and width; ``tried``, what else could run a plan on a CPU; ``pareto``, error against cost of
+            all methods.
         checkpoint: path of a checkpoint; null takes the task's shipped policy.
         networks: ``checkpoint``, ``kitchen`` (the original Kitchen sizes with random weights), or both.
         batches: batch sizes, one table each.
@@ -424,6 +339,7 @@ class BenchConfig:
         ddim_updates: pairs of DDIM steps and the BAC budget on top of them.
         executors: executors of the rows, with a weight type after a space.
         growth: axes of ``study=growth``.
+        pareto: methods and budgets of ``study=pareto``.
         memory: whether to measure the peak memory of every row, in processes of their own.
         only: time only rows whose name contains one of these, and the reference; null times all.
         stages_schedule: schedule under which ``predict`` is timed stage by stage.
@@ -445,6 +361,7 @@ class BenchConfig:
     ddim_updates: list[list[int]]
     executors: list[str]
     growth: GrowthConfig
+    pareto: ParetoConfig
     memory: bool
     only: list[str] | None
     stages_schedule: str
@@ -479,16 +396,9 @@ def register() -> None:
     groups: dict[str, dict[str, type]] = {
         "task": {"task": TaskConfig},
         "policy": {"policy": PolicyConfig},
-        "sampler": {"ddpm": DdpmConfig, "ddim": DdimConfig},
+        "sampler": {"ddpm": DdpmConfig, "ddim": DdimConfig, "dpm_solver": DpmSolverConfig},
         "executor": {"executor": ExecutorConfig},
-        "cache": {
-            "none": NoCacheConfig,
-            "uniform": UniformConfig,
-            "bac": BacConfig,
-            "late": LateConfig,
-            "bac_weighted": BacWeightedConfig,
-            "search": SearchConfig,
-        },
+        "cache": METHODS,
     }
     for group, nodes in groups.items():
         for name, node in nodes.items():

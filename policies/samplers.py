@@ -1,4 +1,7 @@
-"""DDPM and DDIM as coefficient tables; the reference is diffusers, step by step (tests/policies/test_samplers.py)."""
+"""DDPM, DDIM and DPM-Solver++ as coefficient tables.
+
+The reference is diffusers, step by step (tests/policies/test_samplers.py).
+"""
 
 from __future__ import annotations
 
@@ -74,6 +77,7 @@ def ddpm(process: DiffusionProcess, steps: int | None = None) -> SamplerTable:
         to_sample=np.sqrt(ratio) * (1 - previous) / (1 - alpha),
         to_estimate=np.zeros(steps),
         to_noise=np.where(timesteps > 0, np.sqrt(variance), 0.0),
+        to_previous=np.zeros(steps),
         clip=process.clip,
     )
 
@@ -99,6 +103,41 @@ def ddim(process: DiffusionProcess, steps: int = 10, spacing: Spacing = Spacing.
         to_sample=np.zeros(steps),
         to_estimate=np.sqrt(1 - previous),
         to_noise=np.zeros(steps),
+        to_previous=np.zeros(steps),
+        clip=process.clip,
+    )
+
+
+def dpm_solver(process: DiffusionProcess, steps: int = 10) -> SamplerTable:
+    """Return the second-order multistep solver on clean chunks (DPM-Solver++ 2M, Lu et al., arXiv 2211.01095, eq. 9).
+
+    The first and the last step are of first order. The clean chunk's estimate is clipped as in the other samplers; in
+    diffusers that is ``thresholding`` with ``dynamic_thresholding_ratio=1`` and ``sample_max_value=clip``.
+
+    Args:
+        process: the forward process.
+        steps: K, in trailing spacing; the last step goes all the way to the clean chunk.
+    """
+    timesteps = _timesteps(process, steps, Spacing.TRAILING)
+    alpha, following = _alphas(process, timesteps, np.append(timesteps[1:], -1))
+    signal, noise = np.sqrt(alpha), np.sqrt(1 - alpha)
+    next_signal, next_noise = np.sqrt(following), np.sqrt(1 - following)
+    shrink = next_noise / noise
+    gain = next_signal - shrink * signal
+    # Half the ratio of the coming to the past step in log signal-to-noise; 0 where a step is of first order.
+    half_snr = np.log(signal / noise)
+    ratio = np.zeros(steps)
+    ratio[1:-1] = np.diff(half_snr)[1:] / np.diff(half_snr)[:-1] / 2
+    return SamplerTable(
+        identity={"name": "dpm_solver", "steps": steps, **_identity(process)},
+        timesteps=timesteps,
+        recover_sample=1 / signal,
+        recover_estimate=-noise / signal,
+        to_original=gain * (1 + ratio),
+        to_sample=shrink,
+        to_estimate=np.zeros(steps),
+        to_noise=np.zeros(steps),
+        to_previous=-gain * ratio,
         clip=process.clip,
     )
 

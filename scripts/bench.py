@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from studies import growth, latency, tried
+from studies import growth, latency, pareto, tried
 
 from bac.choices import choice
 from configs.entry import script
 from configs.schema import BenchConfig, Study
 
-_STUDIES = {Study.LATENCY: latency.run, Study.GROWTH: growth.run, Study.TRIED: tried.run}
+_STUDIES = {
+    Study.LATENCY: latency.run,
+    Study.GROWTH: growth.run,
+    Study.TRIED: tried.run,
+    Study.PARETO: pareto.run,
+}
 
 
 def main(config: BenchConfig, folder: Path) -> None:

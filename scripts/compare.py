@@ -86,13 +86,14 @@ def _row(run: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
 def _name(schedule: dict[str, Any]) -> str:
     parameters, sampler = schedule["parameters"], schedule["sampler"]
     parts = [schedule["method"]]
-    if "updates" in parameters:
-        parts.append(f"S={parameters['updates']}")
-    if "upstream_blocks" in parameters:
-        parts.append(f"n={parameters['upstream_blocks']}")
+    shown = {"updates": "S={}", "power": "p={}", "gflops": "{} G", "upstream_blocks": "n={}"}
+    if parameters.get("sharing") == "all":
+        del shown["upstream_blocks"]  # nothing to widen
+    parts += [text.format(parameters[name]) for name, text in shown.items() if name in parameters]
     if parameters.get("metric", "cosine") != "cosine":
         parts.append(parameters["metric"])
-    if parameters.get("last_step") == "free":
+    # The second spelling is of results from before the option had its name.
+    if parameters.get("last_step") == "free" or parameters.get("force_last_step") is False:
         parts.append("last step free")
     if sampler["name"] != "ddpm" or sampler["steps"] != sampler["train_steps"]:
         parts.append(f"on {sampler['name']}-{sampler['steps']} {sampler.get('spacing', '')}".strip())

@@ -242,6 +242,7 @@ def _coefficients(sampler: SamplerTable) -> np.ndarray:
         sampler.to_sample,
         sampler.to_estimate,
         sampler.to_noise,
+        sampler.to_previous,
     )
     return np.ascontiguousarray(np.stack(columns, axis=1), dtype=np.float32)
 

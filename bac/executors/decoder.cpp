@@ -287,7 +287,8 @@ extern "C" {
 // What Python must know of this build: kPanel for packing, floats of workspace for a batch.
 int32_t bac_panel() { return kPanel; }
 int64_t bac_workspace(int32_t batch, int32_t slots) {
-    return int64_t(padded_rows(batch * kTokens)) * (kWidth * (3 + slots) + kHiddenStride) + kMemory * 2 * kWidth;
+    return int64_t(padded_rows(batch * kTokens)) * (kWidth * (3 + slots) + kHiddenStride) + kMemory * 2 * kWidth +
+           int64_t(batch) * kTokens * kActions;
 }
 
 struct Call {
@@ -297,7 +298,7 @@ struct Call {
     const int32_t* self_visible;    // [T]
     const int32_t* cross_visible;   // [T]
     const float* tables;            // [K, layers, 2 d], keys and values of the time token
-    const float* coefficients;      // [K, 6]: recover sample, estimate; to original, sample, estimate, noise
+    const float* coefficients;      // [K, 7]: recover sample, estimate; to original, sample, estimate, noise, previous
     const int32_t* operations;      // per step: count, then the operations
     const float* condition;         // [layers, B, To, 2 d], keys and values of the observation tokens
     const float* fresh;             // [K, B, T, Da]
@@ -315,7 +316,8 @@ void bac_chunk(const Call* call) {
     float* mixed = normed + size;
     float* wide = mixed + size;                            // [rows, 4 d + 16]: q, k, v, or the hidden layer
     float* memory = wide + int64_t(rows) * kHiddenStride;                       // [S, 2 d]
-    float* slots = memory + kMemory * 2 * kWidth;          // [slots, rows, d]
+    float* originals = memory + kMemory * 2 * kWidth;      // [B, T, Da], of the step before
+    float* slots = originals + tokens * kActions;          // [slots, rows, d]
     const Ends ends(call->ends);
     std::memset(call->workspace, 0, sizeof(float) * bac_workspace(batch, call->slots));
 
@@ -388,7 +390,7 @@ void bac_chunk(const Call* call) {
             }
         }
 
-        const float* c = call->coefficients + step * 6;
+        const float* c = call->coefficients + step * 7;
         const float* fresh = call->fresh + int64_t(step) * tokens * kActions;
         layer_norm(tokens, stream, ends.norm_scale, ends.norm_shift, normed);
         for (int token = 0; token < tokens; ++token)
@@ -397,8 +399,10 @@ void bac_chunk(const Call* call) {
                 for (int i = 0; i < kWidth; i += kLanes) product += load(normed + token * kWidth + i) * load(ends.head + a * kWidth + i);
                 const float estimate = sum(product) + ends.head_bias[a];
                 float& sample = call->sample[token * kActions + a];
+                float& previous = originals[token * kActions + a];
                 const float original = std::clamp(c[0] * sample + c[1] * estimate, -call->clip, call->clip);
-                sample = c[2] * original + c[3] * sample + c[4] * estimate + c[5] * fresh[token * kActions + a];
+                sample = c[2] * original + c[3] * sample + c[4] * estimate + c[5] * fresh[token * kActions + a] + c[6] * previous;
+                previous = original;
             }
     }
 }

@@ -48,12 +48,12 @@ class EagerExecutor:
         noise.require(observation.shape[0], self._sampler.steps)
         condition = self._trunk.condition(observation)
         slots: _Slots = [None] * self.plan.slots
-        sample = noise.initial
+        sample, original = noise.initial, torch.zeros_like(noise.initial)
         for (table, actions, update), fresh in zip(self._steps, noise.steps, strict=True):
             stream = self._trunk.embed(sample)
             for act in actions:
                 stream = act(stream, slots, table, condition)
-            sample = update(sample, self._trunk.head(stream), fresh)
+            sample, original = update(sample, self._trunk.head(stream), fresh, original)
         return sample
 
 
@@ -93,15 +93,16 @@ def _fold(sources: tuple[int, ...], into: int, stream: Tensor, slots: _Slots, ta
     return stream
 
 
-def _update(sampler: SamplerTable, step: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return step ``step`` of the sampler as a function of sample, noise estimate and fresh noise."""
+def _update(sampler: SamplerTable, step: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return step ``step`` of the sampler: (sample, estimate, fresh noise, previous x0) -> (sample, x0)."""
     recover_sample, recover_estimate = float(sampler.recover_sample[step]), float(sampler.recover_estimate[step])
     to_original, to_sample = float(sampler.to_original[step]), float(sampler.to_sample[step])
     to_estimate, to_noise = float(sampler.to_estimate[step]), float(sampler.to_noise[step])
-    clip = sampler.clip
+    to_previous, clip = float(sampler.to_previous[step]), sampler.clip
 
-    def update(sample: Tensor, estimate: Tensor, fresh: Tensor) -> Tensor:
+    def update(sample: Tensor, estimate: Tensor, fresh: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
         original = (recover_sample * sample + recover_estimate * estimate).clamp_(-clip, clip)
-        return to_original * original + to_sample * sample + to_estimate * estimate + to_noise * fresh
+        result = to_original * original + to_sample * sample + to_estimate * estimate + to_noise * fresh
+        return (result + to_previous * previous if to_previous else result), original
 
     return update

@@ -28,7 +28,7 @@ from bac.plan import Plan, lower
 from bac.sampler_table import SamplerTable
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from policies.diffusion_trunk import DiffusionTransformerTrunk
-from policies.samplers import DiffusionProcess, ddim, ddpm
+from policies.samplers import DiffusionProcess, ddim, ddpm, dpm_solver
 
 PROCESS = DiffusionProcess(train_steps=9)
 # Sums of float32 products in another order, carried through nine steps; actions are of size 1.
@@ -95,7 +95,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 @EXECUTORS
 @pytest.mark.parametrize("config", SIZES, ids=lambda config: f"T{config.horizon}")
-@pytest.mark.parametrize("sampler", [ddpm(PROCESS), ddim(PROCESS, 4)], ids=["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", [ddpm(PROCESS), ddim(PROCESS, 4), dpm_solver(PROCESS, 5)], ids=lambda s: s.name)
 def test_is_the_eager_executor(make: Callable, config: DiffusionTransformerConfig, sampler: SamplerTable) -> None:
     trunk = trunk_of(config)
     for seed, batch in enumerate([1, 2, 5]):

@@ -35,11 +35,14 @@ def test_identity_cannot_change() -> None:
         "to_sample",
         "to_estimate",
         "to_noise",
+        "to_previous",
     ],
 )
 @pytest.mark.parametrize("values", [np.ones(4), np.array([1, 1, np.nan, 1, 1]), np.array([1, 1, 1, 1, np.inf])])
 def test_refuses_a_bad_column(column: str, values: np.ndarray) -> None:
-    with pytest.raises(InvalidInput, match="expected finite columns of one length and decreasing time steps"):
+    with pytest.raises(
+        InvalidInput, match="expected finite columns of one length, decreasing time steps and nothing before"
+    ):
         replace(toy_sampler(5), **{column: values})
 
 
@@ -52,3 +55,10 @@ def test_refuses_time_steps_that_do_not_decrease(timesteps: list[int]) -> None:
 def test_refuses_no_steps() -> None:
     with pytest.raises(InvalidInput, match=r"got time steps \[\]; correct the sampler's parameters"):
         toy_sampler(0)
+
+
+def test_refuses_a_first_step_that_looks_back() -> None:
+    table = toy_sampler(5)
+    assert replace(table, to_previous=np.array([0, 1, 1, 1, 1])).to_previous[1] == 1
+    with pytest.raises(InvalidInput, match="nothing before the first"):
+        replace(table, to_previous=np.array([1, 1, 1, 1, 1]))

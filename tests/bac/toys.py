@@ -90,6 +90,7 @@ def toy_sampler(steps: int, identity: dict[str, str | int | float] | None = None
         to_sample=one,
         to_estimate=zero,
         to_noise=zero,
+        to_previous=zero,
         clip=np.inf,
     )
 
@@ -142,7 +143,8 @@ def random_inputs(seed: int, batch: int, steps: int) -> tuple[Tensor, ChunkNoise
 
 
 def sampler_step(sampler: SamplerTable, step: int, sample: Tensor, estimate: Tensor, fresh: Tensor) -> Tensor:
-    """Apply the formula at the head of bac/sampler_table.py."""
+    """Apply the formula at the head of bac/sampler_table.py, for samplers that do not look back."""
+    assert sampler.to_previous[step] == 0
     original = sampler.recover_sample[step] * sample + sampler.recover_estimate[step] * estimate
     return (
         sampler.to_original[step] * original.clip(-sampler.clip, sampler.clip)

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.schedulers import scheduling_ddpm
 
 from bac.errors import InvalidInput
 from bac.sampler_table import SamplerTable
-from policies.samplers import DiffusionProcess, Spacing, ddim, ddpm
+from policies.samplers import DiffusionProcess, Spacing, ddim, ddpm, dpm_solver
 
 PROCESS = DiffusionProcess(100)
 # diffusers keeps its coefficients in float32, ours are float64 rounded once; x0 divides by sqrt(alpha) down to 0.02.
@@ -57,6 +57,28 @@ def test_ddim_equals_diffusers(steps: int, spacing: Spacing) -> None:
         torch.testing.assert_close(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("steps", [100, 20, 10, 5, 2, 1])
+def test_dpm_solver_equals_diffusers(steps: int) -> None:
+    # Thresholding by the largest value, bounded by 1, is clipping to 1.
+    clipping = {"thresholding": True, "dynamic_thresholding_ratio": 1.0, "sample_max_value": 1.0}
+    scheduler = DPMSolverMultistepScheduler(
+        100, beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing", **clipping
+    )
+    scheduler.set_timesteps(steps)
+    table = dpm_solver(PROCESS, steps)
+    assert table.timesteps.tolist() == scheduler.timesteps.tolist()
+    generator = torch.Generator().manual_seed(steps)
+    ours = theirs = torch.randn(3, 6, 2, generator=generator)
+    previous = torch.zeros_like(ours)
+    for k, timestep in enumerate(scheduler.timesteps):
+        estimate = torch.randn(3, 6, 2, generator=generator)
+        theirs = scheduler.step(estimate, timestep, theirs).prev_sample
+        original = (table.recover_sample[k] * ours + table.recover_estimate[k] * estimate).clamp(-1, 1)
+        ours = _step(table, k, ours, estimate, torch.zeros_like(ours)) + table.to_previous[k] * previous
+        ours, previous = ours.float(), original
+        torch.testing.assert_close(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
+
+
 def test_forward_process_equals_diffusers() -> None:
     theirs = DDPMScheduler(100, beta_schedule="squaredcos_cap_v2").alphas_cumprod.numpy()
     np.testing.assert_allclose(PROCESS.alphas_cumprod(), theirs, rtol=1e-4, atol=1e-7)
@@ -64,14 +86,14 @@ def test_forward_process_equals_diffusers() -> None:
 
 @pytest.mark.parametrize("steps", [0, 101, -1])
 def test_step_count_out_of_range_refuses(steps: int) -> None:
-    for sampler in (ddpm, ddim):
+    for sampler in (ddpm, ddim, dpm_solver):
         with pytest.raises(InvalidInput, match=r"sampler\.steps: expected 1 to 100"):
             sampler(PROCESS, steps)
 
 
 def test_identity_tells_samplers_apart() -> None:
     tables = [ddpm(PROCESS), ddpm(PROCESS, 50), ddim(PROCESS, 50), ddim(PROCESS, 50, Spacing.LEADING)]
-    tables.append(ddpm(DiffusionProcess(100, clip=2.0)))
+    tables += [ddpm(DiffusionProcess(100, clip=2.0)), dpm_solver(PROCESS, 50)]
     assert len({tuple(sorted(table.identity.items())) for table in tables}) == len(tables)
     assert [table.name for table in tables[:4]] == ["ddpm-100", "ddpm-50", "ddim-50-trailing", "ddim-50-leading"]
 

@@ -206,11 +206,28 @@ def test_attempts_are_timed_against_the_reference(trained: Path) -> None:
     ]
 
 
+def test_pareto_judges_each_schedule_once(trained: Path) -> None:
+    common = ["study=pareto", "checkpoint=run/checkpoint.safetensors", "calls=1", "error_observations=4"]
+    methods = ["pareto.methods=[uniform,late]", "pareto.kept=kept.json"]
+    _run(trained, "bench", *common, *methods, "pareto.updates=[2]")
+    told = _run(trained, "bench", *common, *methods, "pareto.updates=[2,10]")
+    folder, results = _results(trained, "bench")
+    assert {"pareto.md", "pareto.png"} <= {path.name for path in folder.iterdir()}
+    rows = {row["method"]: row for row in results["rows"]}
+    assert list(rows) == ["uniform-s2", "uniform-s10", "late-s2", "late-s10"]
+    # All ten steps updated is no caching at all, and one schedule, whatever the method.
+    assert rows["uniform-s10"]["mean"] == rows["late-s10"]["mean"] == 0
+    assert 0 < rows["late-s2"]["mean"] <= rows["late-s2"]["p95"]
+    assert "judge: 100%" in told
+    assert "1/1" in told.split("judge")[-1].split("time")[0]
+    assert "of ['bac'" in _run(trained, "bench", *common, "pareto.methods=[magic]", ok=False)
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
         ("networks=[kitchn]", "error: networks: expected checkpoint, kitchen or both, got ['kitchn']"),
-        ("study=speed", "error: study: expected one of latency, growth, tried, got speed"),
+        ("study=speed", "error: study: expected one of latency, growth, tried, pareto, got speed"),
         ("batches=[0]", "error: batches: expected batch sizes of at least 1, got [0]"),
         ("ddim_updates=[[5]]", "error: ddim_updates: expected pairs, got [[5]]"),
         ("stages_schedule=bac-s9", "error: schedule: expected a file or one of ['bac-s2', 'bac-s3'], got bac-s9"),

@@ -20,7 +20,7 @@ from torch import Tensor
 from bac.decoder import Affine, DecoderTrunk, PreNormDecoder
 from bac.errors import Unavailable, sentence
 from bac.executors.base import require_together
-from bac.plan import Add, Compute, Fold, Plan
+from bac.plan import Add, Combine, Compute, Fold, Plan
 from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
 
@@ -235,6 +235,8 @@ class _Unrolled:
                         stream = graph.node("Add", stream, slots[slot])
                     case Fold(sources, into):
                         slots[into] = graph.node("Sum", *(slots[slot] for slot in sources))
+                    case Combine(sources, weights):
+                        stream = graph.node("Sum", stream, *self._weighted(sources, weights, slots))
                     case Compute(block, slot):
                         feature = self._branch(block, step, stream, memories)
                         stream = graph.node("Add", stream, feature)
@@ -244,6 +246,13 @@ class _Unrolled:
             estimate = graph.shaped(estimate, "batch", decoder.horizon, decoder.action_dim)
             sample, original = self._update(sampler, step, sample, estimate, original)
         return sample
+
+    def _weighted(self, sources: tuple[int, ...], weights: tuple[float, ...], slots: dict[int, str]) -> list[str]:
+        graph = self._graph
+        return [
+            graph.node("Mul", slots[source], graph.constant(f"weight{weight!r}", weight))
+            for source, weight in zip(sources, weights, strict=True)
+        ]
 
     def _memories(self, observation: str) -> list[tuple[str, str]]:
         """Return per layer keys [B, H, d/H, S] and values [B, H, S, d/H]; the time token's place holds zeros."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
 
-from bac.plan import Add, Compute, Fold, Operation, Plan
+from bac.plan import Add, Combine, Compute, Fold, Operation, Plan
 
 Pass = Callable[[Plan], Plan]
 
@@ -56,6 +56,8 @@ def drop_dead_stores(plan: Plan) -> Plan:
                     live.update(slots)
                 case Add(slot):
                     live.add(slot)
+                case Combine(slots, _):
+                    live.update(slots)
             kept.append(op)
         steps.append(tuple(reversed(kept)))
     return replace(plan, steps=tuple(reversed(steps)))
@@ -118,7 +120,7 @@ def _reads(op: Operation) -> tuple[int, ...]:
     match op:
         case Add(slot):
             return (slot,)
-        case Fold(slots, _):
+        case Fold(slots, _) | Combine(slots, _):
             return slots
         case _:
             return ()
@@ -145,5 +147,7 @@ def _renamed(op: Operation, read_from: dict[int, int], home: dict[int, int]) -> 
             return Add(read_from[slot])
         case Fold(slots, into):
             return Fold(tuple(read_from[slot] for slot in slots), home[into])
+        case Combine(slots, weights):
+            return Combine(tuple(read_from[slot] for slot in slots), weights)
         case Compute(block, slot):
             return Compute(block, None if slot is None else home[slot])

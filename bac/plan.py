@@ -7,15 +7,18 @@ A plan has a text form (a line per step) that parses back::
     002: 3=0+1+2 +3
 
 ``L0.sa>0`` computes the branch on the stream, keeps the feature in slot 0 and adds it; ``L0.sa`` does not keep it;
-``+0`` adds slot 0; ``3=0+1+2`` puts the sum of slots 0, 1 and 2 into slot 3.
+``+0`` adds slot 0; ``3=0+1+2`` puts the sum of slots 0, 1 and 2 into slot 3; ``+0*1.5+4*-0.5``, a prediction, adds 1.5
+times slot 0 and -0.5 times slot 4.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from bac.errors import CorruptArtefact, InvalidInput, sentence
 from bac.schedule import CacheSchedule
@@ -45,7 +48,18 @@ class Fold:
     into: int
 
 
-Operation = Compute | Add | Fold
+@dataclass(frozen=True)
+class Combine:
+    """Add the sum of the features in ``slots``, each times its weight, to the stream: a predicted feature."""
+
+    slots: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+Operation = Compute | Add | Fold | Combine
+
+Source = int | tuple[tuple[int, float], ...]
+"""Where a feature in the stream comes from: the step it was computed at, or (step, weight) pairs of a prediction."""
 
 
 @dataclass(frozen=True)
@@ -123,33 +137,49 @@ class PlanCost:
 
 
 def lower(schedule: CacheSchedule) -> Plan:
-    """Return the plain plan of a schedule: block i lives in slot i, no pass applied."""
-    steps = tuple(
-        tuple(Compute(block, block) if update else Add(block) for block, update in enumerate(column))
-        for column in schedule.mask.T.tolist()
-    )
-    return Plan(schedule.blocks, steps)
+    """Return the plain plan of a schedule, no pass applied.
+
+    Block i of B lives in slot i; where predictions read p features, the latest ones take turns in slots i, i + B, ...
+    """
+    count, history = len(schedule.blocks), schedule.history
+    homes = [deque(maxlen=history) for _ in schedule.blocks]
+    updates = np.cumsum(schedule.mask, axis=1) - 1
+
+    def operation(block: int, step: int) -> Operation:
+        if schedule.mask[block, step]:
+            homes[block].appendleft(block + count * (int(updates[block, step]) % history))
+            return Compute(block, homes[block][0])
+        weights = (1.0,) if schedule.forecast is None else tuple(schedule.forecast[block, step].tolist())
+        read = [(slot, weight) for slot, weight in zip(homes[block], weights, strict=False) if weight]
+        if [weight for _, weight in read] == [1.0]:
+            return Add(read[0][0])
+        return Combine(tuple(slot for slot, _ in read), tuple(weight for _, weight in read))
+
+    steps = range(schedule.steps)
+    return Plan(schedule.blocks, tuple(tuple(operation(block, step) for block in range(count)) for step in steps))
 
 
-def simulate(plan: Plan) -> tuple[tuple[tuple[int, int], ...], ...]:
+def simulate(plan: Plan) -> tuple[tuple[tuple[int, Source], ...], ...]:
     """Run a plan on symbols instead of tensors.
 
     Returns:
-        Per step, the (block, step it was computed at) pairs that reach the head, in the order they were added.
+        Per step, the (block, source) pairs that reach the head, in the order they were added.
 
     Raises:
         InvalidInput: an operation reads an empty slot, or a branch runs on a stream that is not its own input.
     """
-    held: dict[int, tuple[tuple[int, int], ...]] = {}
+    held: dict[int, tuple[tuple[int, Source], ...]] = {}
     result = []
     for step, operations in enumerate(plan.steps):
-        stream: tuple[tuple[int, int], ...] = ()
+        stream: tuple[tuple[int, Source], ...] = ()
         for op in operations:
             match op:
                 case Fold(slots, into):
                     held[into] = tuple(pair for slot in slots for pair in _held(held, slot, step))
                 case Add(slot):
                     stream += _held(held, slot, step)
+                case Combine(slots, weights):
+                    stream += (_predicted([_held(held, slot, step) for slot in slots], weights, step),)
                 case Compute(block, slot):
                     if [number for number, _ in stream] != list(range(block)):
                         raise _unsound(f"{plan.blocks[block]} to see all {block} blocks above it", stream, step)
@@ -168,9 +198,8 @@ def verify(plan: Plan, schedule: CacheSchedule) -> None:
     """
     if len(plan.steps) != schedule.steps:
         raise _unsound(f"{schedule.steps} steps", f"{len(plan.steps)} steps", len(plan.steps))
-    sources = schedule.source_steps()
     for step, stream in enumerate(simulate(plan)):
-        expected = tuple((block, int(sources[block, step])) for block in range(len(schedule.blocks)))
+        expected = tuple((block, _source(schedule.terms(block, step))) for block in range(len(schedule.blocks)))
         if stream != expected:
             raise _unsound(f"features {expected}", stream, step)
 
@@ -196,9 +225,16 @@ def _show(op: Operation, blocks: tuple[Block, ...]) -> str:
             return f"+{slot}"
         case Fold(slots, into):
             return f"{into}={'+'.join(map(str, slots))}"
+        case Combine(slots, weights):
+            return "".join(f"+{slot}*{weight!r}" for slot, weight in zip(slots, weights, strict=True))
 
 
-_OPERATION = re.compile(r"\+(?P<add>\d+)|(?P<into>\d+)=(?P<fold>\d+(\+\d+)*)|(?P<block>L\d+\.\w+)(>(?P<slot>\d+))?")
+_OPERATION = re.compile(
+    r"\+(?P<add>\d+)"
+    r"|(?P<into>\d+)=(?P<fold>\d+(\+\d+)*)"
+    r"|(?P<terms>(\+\d+\*-?[\d.]+(e-?\d+)?)+)"
+    r"|(?P<block>L\d+\.\w+)(>(?P<slot>\d+))?"
+)
 
 
 def _read(word: str, numbers: dict[str, int]) -> Operation:
@@ -211,6 +247,9 @@ def _read(word: str, numbers: dict[str, int]) -> Operation:
         return Add(int(found["add"]))
     if found["fold"]:
         return Fold(tuple(int(slot) for slot in found["fold"].split("+")), int(found["into"]))
+    if found["terms"]:
+        slots, weights = zip(*(term.split("*") for term in found["terms"][1:].split("+")), strict=True)
+        return Combine(tuple(map(int, slots)), tuple(map(float, weights)))
     return Compute(numbers[found["block"]], None if found["slot"] is None else int(found["slot"]))
 
 
@@ -222,9 +261,27 @@ def _slots(op: Operation) -> tuple[int, ...]:
             return (slot,)
         case Fold(slots, into):
             return (*slots, into)
+        case Combine(slots, _):
+            return slots
 
 
-def _held(held: dict[int, tuple[tuple[int, int], ...]], slot: int, step: int) -> tuple[tuple[int, int], ...]:
+def _source(terms: tuple[tuple[int, float], ...]) -> Source:
+    return terms[0][0] if len(terms) == 1 and terms[0][1] == 1 else terms
+
+
+def _predicted(
+    features: list[tuple[tuple[int, Source], ...]], weights: tuple[float, ...], step: int
+) -> tuple[int, Source]:
+    """Return the entry of a prediction, refused unless each slot holds one computed feature of one block."""
+    entries = [entry for feature in features for entry in feature]
+    blocks = {block for block, _ in entries}
+    sources = [source for _, source in entries if isinstance(source, int)]
+    if len(blocks) != 1 or not len(entries) == len(sources) == len(weights):
+        raise _unsound("a prediction from computed features of one block", entries, step)
+    return blocks.pop(), _source(tuple(zip(sources, weights, strict=True)))
+
+
+def _held(held: dict[int, tuple[tuple[int, Source], ...]], slot: int, step: int) -> tuple[tuple[int, Source], ...]:
     if slot not in held:
         raise _unsound(f"slot {slot} to hold a feature", "nothing", step)
     return held[slot]

@@ -62,7 +62,7 @@ class Provenance:
 
 @dataclass(frozen=True, eq=False)
 class CacheSchedule:
-    """Block x step booleans: True recomputes the block, False reuses its latest feature.
+    """Block x step booleans: True recomputes the block, False reuses its latest feature, or predicts it.
 
     Attributes:
         mask: bool[blocks, K]; column 0 is True, since nothing is cached before it.
@@ -70,6 +70,9 @@ class CacheSchedule:
         provenance: the checkpoint and sampler it was made for.
         method: who chose the mask, for instance ``bac``.
         parameters: of the method.
+        forecast: float64[blocks, K, p], how a reused feature is predicted: the sum over j of ``forecast[block, step,
+            j]`` times the block's j-th latest computed feature (0 the latest); 0 where the block updates. None reuses
+            the latest feature as it is.
     """
 
     mask: np.ndarray
@@ -77,6 +80,7 @@ class CacheSchedule:
     provenance: Provenance
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    forecast: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         mask = np.array(self.mask, dtype=bool)
@@ -101,6 +105,8 @@ class CacheSchedule:
             )
         mask.setflags(write=False)
         object.__setattr__(self, "mask", mask)
+        if self.forecast is not None:
+            object.__setattr__(self, "forecast", _sound_forecast(self.forecast, mask))
 
     @property
     def steps(self) -> int:
@@ -116,11 +122,29 @@ class CacheSchedule:
     def digest(self) -> str:
         """SHA-256 (hex) of the mask, its rows and what it was made for; the method's name does not enter."""
         sampler = sorted(self.provenance.sampler.items())
-        text = json.dumps([self._update_steps(), self.steps, self.provenance.checkpoint, sampler])
+        identity = [self._update_steps(), self.steps, self.provenance.checkpoint, sampler]
+        text = json.dumps(identity if self.forecast is None else [*identity, self._forecast_weights()])
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def history(self) -> int:
+        """How many computed features of a block a prediction may read, p."""
+        return 1 if self.forecast is None else self.forecast.shape[2]
+
+    def terms(self, block: int, step: int) -> tuple[tuple[int, float], ...]:
+        """Return what block number ``block`` adds at ``step``: (step it was computed at, weight), the latest first."""
+        computed = np.flatnonzero(self.mask[block, : step + 1])[::-1]
+        if self.forecast is None or self.mask[block, step]:
+            return ((int(computed[0]), 1.0),)
+        weights = self.forecast[block, step, : len(computed)]
+        return tuple(
+            (int(source), float(weight))
+            for source, weight in zip(computed[: self.history], weights, strict=True)
+            if weight
+        )
+
     def source_steps(self) -> np.ndarray:
-        """Return int64[blocks, K]: the step whose feature each block adds at each step (itself where it updates)."""
+        """Return int64[blocks, K]: the step of each block's latest update at each step (itself where it updates)."""
         return np.maximum.accumulate(np.where(self.mask, np.arange(self.steps), 0), axis=1)
 
     def with_last_step(self) -> CacheSchedule:
@@ -166,6 +190,7 @@ class CacheSchedule:
             "sampler": dict(self.provenance.sampler),
             "steps": self.steps,
             "updates": self._update_steps(),
+            **({} if self.forecast is None else {"forecast": self._forecast_weights()}),
         }
 
     @classmethod
@@ -185,6 +210,7 @@ class CacheSchedule:
                 raise ValueError(f"{steps} steps of {len(rows)} different blocks")
             provenance = Provenance(str(document["checkpoint"]), dict(document["sampler"]))
             method, parameters = str(document["method"]), dict(document["parameters"])
+            forecast = _forecast(document["forecast"], rows, steps) if "forecast" in document else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptArtefact(
                 sentence(
@@ -194,7 +220,7 @@ class CacheSchedule:
                     mend="write it again with scripts/calibrate.py",
                 )
             ) from error
-        return cls(_mask(rows, steps), tuple(rows), provenance, method, parameters)
+        return cls(_mask(rows, steps), tuple(rows), provenance, method, parameters, forecast)
 
     def save(self, path: Path) -> None:
         """Write the JSON document, one line per block."""
@@ -224,6 +250,14 @@ class CacheSchedule:
         rows = zip(self.blocks, self.mask, strict=True)
         return {str(block): np.flatnonzero(row).tolist() for block, row in rows}
 
+    def _forecast_weights(self) -> dict[str, list[list[float]]]:
+        """Return per block the weights of every step, none where it updates."""
+        assert self.forecast is not None
+        return {
+            str(block): [[] if update else weights.tolist() for update, weights in zip(row, each, strict=True)]
+            for block, row, each in zip(self.blocks, self.mask, self.forecast, strict=True)
+        }
+
 
 def _whole(value: Any) -> int:
     if type(value) is not int:
@@ -248,7 +282,53 @@ def _mask(rows: Mapping[Block, list[int]], steps: int) -> np.ndarray:
     return mask
 
 
+def _forecast(document: Mapping[str, list[list[float]]], rows: Mapping[Block, list[int]], steps: int) -> np.ndarray:
+    """Read ``_forecast_weights``' document."""
+    history = max(len(weights) for each in document.values() for weights in each)
+    forecast = np.zeros((len(rows), steps, history))
+    for number, block in enumerate(rows):
+        for step, weights in enumerate(document[str(block)]):
+            if weights:
+                forecast[number, step] = weights
+    return forecast
+
+
+def _sound_forecast(forecast: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return float64[blocks, K, p], zeros where the block updates.
+
+    Raises:
+        InvalidInput: another shape, NaN, or a weight on a feature that was not computed yet.
+    """
+    values = np.array(forecast, dtype=np.float64)
+    if values.ndim != 3 or values.shape[:2] != mask.shape or values.shape[2] < 1 or not np.isfinite(values).all():
+        raise InvalidInput(
+            sentence(
+                "schedule forecast",
+                expected=f"finite float[{mask.shape[0]} blocks, {mask.shape[1]} steps, history]",
+                got=f"shape {values.shape} with {int((~np.isfinite(values)).sum())} NaN or infinite weights",
+                mend="give one row per block",
+            )
+        )
+    values[mask] = 0
+    unseen = np.arange(values.shape[2]) >= np.cumsum(mask, axis=1)[:, :, None]
+    if (values[unseen] != 0).any():
+        raise InvalidInput(
+            sentence(
+                "schedule forecast",
+                expected="weights on computed features alone",
+                got="weights before as many updates",
+                mend="lower the order of the first predictions",
+            )
+        )
+    values.setflags(write=False)
+    return values
+
+
 def _pretty(document: dict[str, Any]) -> str:
-    head = {key: value for key, value in document.items() if key != "updates"}
-    rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(steps)}" for name, steps in document["updates"].items())
-    return f'{json.dumps(head, indent=2)[:-2]},\n  "updates": {{\n{rows}\n  }}\n}}\n'
+    tables = {key: document[key] for key in ("updates", "forecast") if key in document}
+    head = {key: value for key, value in document.items() if key not in tables}
+    text = [json.dumps(head, indent=2)[:-2]]
+    for key, table in tables.items():
+        rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in table.items())
+        text.append(f'  "{key}": {{\n{rows}\n  }}')
+    return ",\n".join(text) + "\n}\n"

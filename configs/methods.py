@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from bac.choices import choice
 from bac.methods import (
+    AdamsBashforth,
     BlockAdaptive,
     Downstream,
     IntervalScore,
@@ -17,6 +18,7 @@ from bac.methods import (
     Search,
     SensitivityWeighted,
     Sharing,
+    TaylorSeer,
     Uniform,
 )
 from bac.profile import Metric
@@ -121,12 +123,42 @@ class SearchConfig:
         )
 
 
+@dataclass(kw_only=True, slots=True)
+class TaylorSeerConfig:
+    """See ``bac.methods.TaylorSeer``."""
+
+    updates: int
+    order: int
+    first_steps: int
+    last_step: str
+
+    def build(self) -> Method:
+        """Return the method."""
+        last_step = choice("cache.last_step", self.last_step, LastStep)
+        return TaylorSeer(self.updates, self.order, self.first_steps, last_step)
+
+
+@dataclass(kw_only=True, slots=True)
+class AbCacheConfig:
+    """See ``bac.methods.AdamsBashforth``."""
+
+    updates: int
+    slopes: int
+    last_step: str
+
+    def build(self) -> Method:
+        """Return the method."""
+        return AdamsBashforth(self.updates, self.slopes, choice("cache.last_step", self.last_step, LastStep))
+
+
 METHODS: dict[str, type] = {
     "none": NoCacheConfig,
     "uniform": UniformConfig,
     "bac": BacConfig,
     "late": LateConfig,
     "bac_weighted": BacWeightedConfig,
+    "taylorseer": TaylorSeerConfig,
+    "ab_cache": AbCacheConfig,
     "search": SearchConfig,
 }
 """The choices of ``cache=``."""

@@ -22,12 +22,12 @@ from bac.decoder import DecoderLayer, DecoderTrunk, PreNormDecoder
 from bac.errors import Unavailable, sentence
 from bac.executors.base import ChunkNoise, require_together
 from bac.executors.toolchain import build_library
-from bac.plan import Add, Compute, Fold, Operation, Plan
+from bac.plan import Add, Combine, Compute, Fold, Operation, Plan
 from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
 
 _SOURCE = Path(__file__).parent / "decoder.cpp"
-_COMPUTE, _ADD, _FOLD = range(3)
+_COMPUTE, _ADD, _FOLD, _COMBINE = range(4)
 _LANES = 16
 """Floats in the widest vector of any processor that decoder.cpp knows."""
 
@@ -263,3 +263,5 @@ def _words(op: Operation) -> tuple[int, ...]:
             return (_ADD, slot)
         case Fold(slots, into):
             return (_FOLD, into, len(slots), *slots)
+        case Combine(slots, weights):
+            return (_COMBINE, len(slots), *slots, *np.array(weights, np.float32).view(np.int32).tolist())

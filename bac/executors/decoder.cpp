@@ -278,7 +278,7 @@ static_assert(kHeadWidth % kLanes == 0, "a head must fill whole vectors");
 
 // ---- a call --------------------------------------------------------------------------------------------------------
 
-constexpr int kCompute = 0, kAdd = 1;                      // else: fold
+constexpr int kCompute = 0, kAdd = 1, kFold = 2;           // else: combine
 
 }  // namespace
 
@@ -338,7 +338,7 @@ void bac_chunk(const Call* call) {
                 for (int64_t i = 0; i < size; i += kLanes) store(stream + i, load(stream + i) + load(feature + i));
                 continue;
             }
-            if (kind != kCompute) {
+            if (kind == kFold) {
                 float* into = slots + size * *op++;
                 const int count = *op++;
                 for (int64_t i = 0; i < size; i += kLanes) {
@@ -347,6 +347,17 @@ void bac_chunk(const Call* call) {
                     store(into + i, total);
                 }
                 op += count;
+                continue;
+            }
+            if (kind != kCompute) {
+                const int count = *op++;
+                for (int source = 0; source < count; ++source) {
+                    float weight;
+                    std::memcpy(&weight, op + count + source, sizeof weight);
+                    const float* feature = slots + size * op[source];
+                    for (int64_t i = 0; i < size; i += kLanes) store(stream + i, load(stream + i) + load(feature + i) * weight);
+                }
+                op += 2 * count;
                 continue;
             }
             const int block = *op++, slot = *op++, number = block / 3;

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bac.executors.base import ChunkNoise, require_together
-from bac.plan import Add, Compute, Fold, Operation, Plan
+from bac.plan import Add, Combine, Compute, Fold, Operation, Plan
 from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
 
@@ -67,6 +67,8 @@ def _bind(op: Operation, trunk: ResidualTrunk) -> _Action:
             return partial(_add, slot)
         case Fold(slots, into):
             return partial(_fold, slots, into)
+        case Combine(slots, weights):
+            return partial(_combine, slots, weights)
 
 
 def _compute(trunk: ResidualTrunk, block: int, stream: Tensor, slots: _Slots, table: Any, condition: Any) -> Tensor:
@@ -90,6 +92,21 @@ def _add(slot: int, stream: Tensor, slots: _Slots, table: Any, condition: Any) -
 def _fold(sources: tuple[int, ...], into: int, stream: Tensor, slots: _Slots, table: Any, condition: Any) -> Tensor:
     features = [feature for slot in sources if (feature := slots[slot]) is not None]
     slots[into] = reduce(torch.add, features)
+    return stream
+
+
+def _combine(
+    sources: tuple[int, ...],
+    weights: tuple[float, ...],
+    stream: Tensor,
+    slots: _Slots,
+    table: Any,
+    condition: Any,
+) -> Tensor:
+    for source, weight in zip(sources, weights, strict=True):
+        feature = slots[source]
+        assert feature is not None
+        stream = stream + weight * feature
     return stream
 
 

@@ -7,6 +7,7 @@ only a table of sites: which method of which object computes which block.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class CacheHooks:
         self._sites = sites
         self._schedule = schedule
         self._timesteps = [int(timestep) for timestep in timesteps]
-        self._features: dict[int, Tensor] = {}
+        self._features: dict[int, deque[Tensor]] = {}
         self._step = -1
         self._thread = 0
         self._restore = ExitStack()
@@ -153,11 +154,17 @@ class CacheHooks:
 
     def _cached(self, block: int, branch: Callable[..., Tensor]) -> Callable[..., Tensor]:
         update = self._schedule.mask[block].tolist()
+        forecast = None if self._schedule.forecast is None else self._schedule.forecast[block].tolist()
 
         def compute_or_reuse(*args: Any, **kwargs: Any) -> Tensor:
             if update[self._step]:
-                self._features[block] = branch(*args, **kwargs)
-            return self._features[block]
+                latest = self._features.setdefault(block, deque(maxlen=self._schedule.history))
+                latest.appendleft(branch(*args, **kwargs))
+                return latest[0]
+            features = self._features[block]
+            if forecast is None:
+                return features[0]
+            return sum(weight * each for weight, each in zip(forecast[self._step], features, strict=False))
 
         return compute_or_reuse
 

@@ -1,5 +1,6 @@
 """Caching methods, one file each: a feature profile in, a cache schedule out."""
 
+from bac.methods.ab_cache import AdamsBashforth
 from bac.methods.acs import IntervalScore, adaptive_update_steps
 from bac.methods.bac import BlockAdaptive
 from bac.methods.bac_weighted import SensitivityWeighted, Sharing
@@ -8,9 +9,11 @@ from bac.methods.bubbling_union import Downstream, bubbling_union
 from bac.methods.late import Late
 from bac.methods.none import NoCache, full_schedule
 from bac.methods.search import Objective, Search
+from bac.methods.taylorseer import TaylorSeer
 from bac.methods.uniform import Uniform
 
 __all__ = [
+    "AdamsBashforth",
     "BlockAdaptive",
     "Downstream",
     "IntervalScore",
@@ -22,6 +25,7 @@ __all__ = [
     "Search",
     "SensitivityWeighted",
     "Sharing",
+    "TaylorSeer",
     "Uniform",
     "adaptive_update_steps",
     "bubbling_union",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from toys import random_schedule
@@ -22,6 +24,7 @@ from bac.executors import (
     WeightType,
     select,
 )
+from bac.methods.forecast import forecast_of
 from bac.onnx_graph import onnx_graph
 from bac.passes import optimise
 from bac.plan import Plan, lower
@@ -102,6 +105,19 @@ def test_is_the_eager_executor(make: Callable, config: DiffusionTransformerConfi
         plan, (observation, noise) = plan_for(trunk, sampler, seed), inputs(config, batch, sampler.steps, seed)
         expected = EagerExecutor(plan, trunk, sampler)(observation, noise)
         torch.testing.assert_close(make(plan, trunk, sampler)(observation, noise), expected, rtol=0, atol=TOLERANCE)
+
+
+@EXECUTORS
+def test_predictions_are_the_eager_executors(make: Callable) -> None:
+    trunk, sampler = trunk_of(SMALL), ddpm(PROCESS)
+    schedule, draw = random_schedule(5, 9, trunk.blocks), np.random.default_rng(0)
+    forecast = forecast_of(schedule.mask, 3, lambda seen, step: draw.uniform(-1, 1, len(seen)))
+    plan = optimise(lower(replace(schedule, forecast=forecast)))
+    observation, noise = inputs(SMALL, 2, 9)
+    expected = EagerExecutor(plan, trunk, sampler)(observation, noise)
+    torch.testing.assert_close(make(plan, trunk, sampler)(observation, noise), expected, rtol=0, atol=TOLERANCE)
+    held = EagerExecutor(optimise(lower(schedule)), trunk, sampler)(observation, noise)
+    assert (held - expected).abs().max() > 0.01
 
 
 def test_schedules_show_in_the_chunk() -> None:

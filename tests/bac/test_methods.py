@@ -13,6 +13,7 @@ from toys import BLOCKS, PROVENANCE, random_profile
 
 from bac.errors import InvalidInput, MissingArtefact
 from bac.methods import (
+    AdamsBashforth,
     BlockAdaptive,
     Downstream,
     IntervalScore,
@@ -23,6 +24,7 @@ from bac.methods import (
     Search,
     SensitivityWeighted,
     Sharing,
+    TaylorSeer,
     Uniform,
     adaptive_update_steps,
 )
@@ -40,6 +42,8 @@ METHODS = [
     Late(updates=4),
     SensitivityWeighted(updates=4),
     SensitivityWeighted(updates=4, sharing=Sharing.NONE),
+    TaylorSeer(updates=4),
+    AdamsBashforth(updates=4),
 ]
 
 
@@ -52,6 +56,7 @@ def test_contract(method: Method) -> None:
     # Enum-valued parameters come back from the text as their names.
     read = CacheSchedule.from_json(json.loads(json.dumps(schedule.to_json())))
     assert np.array_equal(read.mask, schedule.mask)
+    assert read.digest == schedule.digest
     assert read.parameters == schedule.parameters
 
 
@@ -195,6 +200,7 @@ def test_weighted_without_sensitivity_refuses() -> None:
 def test_labels_name_the_budget() -> None:
     assert [method.label for method in METHODS] == [
         "none", "uniform-s4", "bac-s4", "late-s4", "bac_weighted-s4", "bac_weighted-s4",
+        "taylorseer-s4", "ab_cache-s4",
     ]  # fmt: skip
     assert [method.with_budget(7).label for method in METHODS[1:4]] == ["uniform-s7", "bac-s7", "late-s7"]
     assert Search().with_budget(1.25).label == "search-1.25g"
@@ -205,7 +211,7 @@ def test_search_is_not_made_from_a_profile() -> None:
         Search().schedule(PROFILE)
 
 
-@pytest.mark.parametrize("method", [Uniform, BlockAdaptive, Late, SensitivityWeighted])
+@pytest.mark.parametrize("method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth])
 @pytest.mark.parametrize("updates", [0, STEPS + 1])
 def test_refuses_numbers_of_updates_a_call_cannot_have(method: type[Any], updates: int) -> None:
     with pytest.raises(InvalidInput, match=rf"cache.updates: expected 1 to 20, got {updates}"):

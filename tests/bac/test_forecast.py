@@ -1,0 +1,202 @@
+"""Predictions: by hand, against the online algorithm, through plans, files and hooks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from math import factorial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from toys import BLOCKS, PROVENANCE, drive, random_inputs, random_profile, random_schedule, sampler_step, small_network
+
+import bac
+from bac.errors import InvalidInput
+from bac.executors import EagerExecutor
+from bac.methods import AdamsBashforth, LastStep, TaylorSeer, Uniform
+from bac.methods.forecast import differences, forecast_of
+from bac.passes import optimise
+from bac.plan import Combine, Plan, lower, simulate, verify
+from bac.schedule import CacheSchedule
+from policies.diffusion_trunk import DiffusionTransformerTrunk, diffusion_transformer_sites
+from policies.samplers import DiffusionProcess, ddim
+
+STEPS = 12
+SAMPLER = ddim(DiffusionProcess(train_steps=STEPS), STEPS)
+PROFILE = random_profile(seed=0, steps=STEPS)
+SEEN = np.array([6, 4, 1])
+# A float32 network; the weights of a prediction cancel, so that rounding shows a little more than in its features.
+TOLERANCE = 1e-4
+
+
+def with_random_forecast(seed: int, history: int = 3) -> CacheSchedule:
+    schedule = random_schedule(seed, STEPS)
+    draw = np.random.default_rng(seed)
+
+    def rule(seen: np.ndarray, step: int) -> np.ndarray:
+        weights = draw.uniform(-1, 1, len(seen))
+        return np.eye(len(seen))[0] if draw.random() < 0.3 else weights  # some hold the latest as it is
+
+    return replace(schedule, forecast=forecast_of(schedule.mask, history, rule))
+
+
+def test_differences_by_hand() -> None:
+    zeroth, first, second = differences(SEEN, 2)
+    assert zeroth.tolist() == [1, 0, 0]
+    # (F6 - F4) / 2, and the change of slope from (F4 - F1) / 3 over the latest gap of 2.
+    assert first.tolist() == [0.5, -0.5, 0]
+    assert second == pytest.approx([0.25, -0.25 - 1 / 6, 1 / 6])
+
+
+def test_taylor_weights_by_hand() -> None:
+    weights = TaylorSeer(order=2)._weights(SEEN, 8)
+    assert weights == pytest.approx([1 + 2 * 0.5 + 2 * 0.25, -2 * 0.5 - 2 * (0.25 + 1 / 6), 2 / 6])
+
+
+@pytest.mark.parametrize(
+    ("slopes", "weights"),
+    [
+        (1, [2, -1, 0]),
+        # Slopes (F6 - F4) / 2 and (F4 - F1) / 3, weighted 3/2 and -1/2, two steps ahead.
+        (2, [1 + 3 / 2, -3 / 2 - 1 / 3, 1 / 3]),
+    ],
+)
+def test_adams_bashforth_weights_by_hand(slopes: int, weights: list[float]) -> None:
+    padded = np.zeros(3)
+    padded[: slopes + 1] = AdamsBashforth(slopes=slopes)._weights(SEEN[: slopes + 1], 8)
+    assert padded == pytest.approx(weights)
+
+
+@pytest.mark.parametrize(
+    "method", [TaylorSeer(4, order=1), TaylorSeer(4, order=3), AdamsBashforth(4, 1), AdamsBashforth(4, 3)]
+)
+def test_a_linear_feature_is_predicted_exactly(method: TaylorSeer | AdamsBashforth) -> None:
+    schedule = method.schedule(PROFILE)
+    predicted = 0
+    for step in np.flatnonzero(~schedule.mask[0]):
+        terms = schedule.terms(0, int(step))
+        if len(np.flatnonzero(schedule.mask[0, :step])) > 1:
+            assert sum(weight * (3 + 0.5 * source) for source, weight in terms) == pytest.approx(3 + 0.5 * step)
+            predicted += 1
+    assert predicted > 3
+
+
+def test_order_zero_is_reuse() -> None:
+    held = Uniform(4).schedule(PROFILE)
+    taylor = TaylorSeer(4, order=0, first_steps=1).schedule(PROFILE)
+    assert np.array_equal(taylor.mask, held.mask)
+    assert lower(taylor) == lower(held)
+
+
+def test_first_steps_all_update() -> None:
+    mask = TaylorSeer(2, first_steps=4, last_step=LastStep.FREE).schedule(PROFILE).mask
+    assert np.flatnonzero(mask[3]).tolist() == [0, 1, 2, 3, 6]
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_taylor_in_a_plan_is_the_online_algorithm(order: int) -> None:
+    schedule = TaylorSeer(4, order, first_steps=2).schedule(PROFILE)
+    trunk, (observation, noise) = DiffusionTransformerTrunk(small_network()), random_inputs(1, batch=2, steps=STEPS)
+    condition, sample = trunk.condition(observation), noise.initial
+    factors: list[list[Tensor]] = [[] for _ in BLOCKS]
+    latest = [0] * len(BLOCKS)
+    for step, table in enumerate(trunk.step_tables(SAMPLER.timesteps)):
+        stream = trunk.embed(sample)
+        for block in range(len(BLOCKS)):
+            if schedule.mask[block, step]:
+                fresh = [trunk.branch(block, stream, table, condition)]
+                for old in factors[block][:order]:
+                    fresh.append((fresh[-1] - old) / (step - latest[block]))
+                factors[block], latest[block] = fresh, step
+                feature = fresh[0]
+            else:
+                ahead = step - latest[block]
+                feature = sum(each * ahead**i / factorial(i) for i, each in enumerate(factors[block]))  # type: ignore[assignment]
+            stream = stream + feature
+        sample = sampler_step(SAMPLER, step, sample, trunk.head(stream), noise.steps[step])
+    chunk = EagerExecutor(optimise(lower(schedule)), trunk, SAMPLER)(observation, noise)
+    torch.testing.assert_close(chunk, sample, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_plans_do_what_the_schedule_says(seed: int) -> None:
+    schedule = with_random_forecast(seed)
+    plain, packed = lower(schedule), optimise(lower(schedule))
+    assert any(isinstance(op, Combine) for op in plain.operations())
+    for plan in (plain, packed):
+        verify(plan, schedule)
+        assert Plan.parse(str(plan), BLOCKS) == plan
+    assert packed.slots <= plain.slots
+    for step, stream in enumerate(simulate(plain)):
+        for block, source in stream:
+            terms = schedule.terms(block, step)
+            assert source == (terms[0][0] if terms in {((terms[0][0], 1.0),)} else terms)
+
+
+def test_verify_refuses_another_weight() -> None:
+    schedule = with_random_forecast(0)
+    assert schedule.forecast is not None
+    other = replace(schedule, forecast=schedule.forecast * 1.5)
+    with pytest.raises(InvalidInput, match="plan at step"):
+        verify(lower(other), schedule)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hooks_predict_as_plans_do(seed: int) -> None:
+    schedule = replace(with_random_forecast(seed), provenance=PROVENANCE)
+    network, (observation, noise) = small_network(), random_inputs(seed, batch=2, steps=STEPS)
+    planned = EagerExecutor(optimise(lower(schedule)), DiffusionTransformerTrunk(network), SAMPLER)(observation, noise)
+    with bac.attach(diffusion_transformer_sites(network), schedule, SAMPLER.timesteps), torch.inference_mode():
+        hooked = drive(network, SAMPLER, observation, noise)
+    torch.testing.assert_close(hooked, planned, rtol=0, atol=TOLERANCE)
+
+
+def test_file_keeps_the_forecast_and_the_digest_knows_it() -> None:
+    schedule = with_random_forecast(1)
+    assert schedule.forecast is not None
+    read = CacheSchedule.from_json(json.loads(json.dumps(schedule.to_json())))
+    assert read.forecast is not None
+    assert np.array_equal(read.forecast, schedule.forecast)
+    digests = {
+        schedule.digest,
+        replace(schedule, forecast=None).digest,
+        replace(schedule, forecast=-schedule.forecast).digest,
+    }
+    assert len(digests) == 3
+    assert read.digest in digests
+
+
+def nan(forecast: np.ndarray) -> np.ndarray:
+    forecast[0, 3, 0] = np.nan
+    return forecast
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (nan, "expected finite float"),
+        (lambda forecast: forecast[:, :5], "expected finite float"),
+        (np.ones_like, "expected weights on computed features alone"),
+    ],
+)
+def test_refuses_a_forecast_that_cannot_be(damage: Callable[[np.ndarray], np.ndarray], told: str) -> None:
+    schedule = with_random_forecast(2)
+    assert schedule.forecast is not None
+    with pytest.raises(InvalidInput, match=told):
+        replace(schedule, forecast=damage(schedule.forecast.copy()))
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        (TaylorSeer(order=5), r"cache\.order: expected 0 to 4, got 5"),
+        (TaylorSeer(4, first_steps=0), r"cache\.first_steps: expected 1 to 12, got 0"),
+        (AdamsBashforth(4, slopes=5), r"cache\.slopes: expected 1 to 4, got 5"),
+    ],
+)
+def test_refuses_orders_without_a_formula(method: TaylorSeer | AdamsBashforth, told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        method.schedule(PROFILE)

@@ -97,8 +97,8 @@ def _judged(
             errors = trials.action_errors(schedules[label])
             done[_key(config, schedules[label])] = {
                 "gflops": trials.flops(schedules[label]) / 1e9,
-                "mean": float(errors.mean()),
-                "p95": float(np.percentile(errors, 95)),
+                "error": float(errors.mean()),
+                "error_p95": float(np.percentile(errors, 95)),
             }
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_whole(kept, lambda path: path.write_text(json.dumps(done, indent=1)))
@@ -137,7 +137,7 @@ def _plot(results: list[dict[str, Any]]) -> Figure:
             (row for row in results if row["method"].rpartition("-")[0] == name), key=lambda row: row["gflops"]
         )
         for panel, key in zip(panels, ("gflops", "p50"), strict=True):
-            panel.plot([row[key] for row in rows], [row["mean"] for row in rows], "o-", color=f"C{number}", label=name)
+            panel.plot([row[key] for row in rows], [row["error"] for row in rows], "o-", color=f"C{number}", label=name)
     for panel, label in zip(panels, ("GFLOPs per chunk", "ms per chunk, p50"), strict=True):
         panel.set(xscale="log", yscale="log", xlabel=label)
     panels[0].set_ylabel("mean action error, held-out observations")

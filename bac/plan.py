@@ -142,7 +142,7 @@ def lower(schedule: CacheSchedule) -> Plan:
     Block i of B lives in slot i; where predictions read p features, the latest ones take turns in slots i, i + B, ...
     """
     count, history = len(schedule.blocks), schedule.history
-    homes = [deque(maxlen=history) for _ in schedule.blocks]
+    homes: list[deque[int]] = [deque(maxlen=history) for _ in schedule.blocks]
     updates = np.cumsum(schedule.mask, axis=1) - 1
 
     def operation(block: int, step: int) -> Operation:

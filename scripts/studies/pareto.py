@@ -119,23 +119,16 @@ def _key(config: BenchConfig, schedule: CacheSchedule) -> str:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    numbers = (
-        f"{row['gflops']:.2f}",
-        f"{row['mean']:.4f}",
-        f"{row['p95']:.4f}",
-        f"{row['p50']:.1f}",
-        f"{row['p99']:.1f}",
-    )
-    return (row["method"], *numbers)
+    shown = {"gflops": "{:.2f}", "error": "{:.4f}", "error_p95": "{:.4f}", "p50": "{:.1f}", "p99": "{:.1f}"}
+    return (row["method"], *(form.format(row[key]) for key, form in shown.items()))
 
 
 def _plot(results: list[dict[str, Any]]) -> Figure:
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
-    names = list(dict.fromkeys(row["method"].rpartition("-")[0] for row in results))
-    for number, name in enumerate(names):
-        rows = sorted(
-            (row for row in results if row["method"].rpartition("-")[0] == name), key=lambda row: row["gflops"]
-        )
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(results, key=lambda row: row["gflops"]):
+        by_method.setdefault(row["method"].rpartition("-")[0], []).append(row)
+    for number, (name, rows) in enumerate(by_method.items()):
         for panel, key in zip(panels, ("gflops", "p50"), strict=True):
             panel.plot([row[key] for row in rows], [row["error"] for row in rows], "o-", color=f"C{number}", label=name)
     for panel, label in zip(panels, ("GFLOPs per chunk", "ms per chunk, p50"), strict=True):

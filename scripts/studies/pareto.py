@@ -90,13 +90,13 @@ def _judged(
 ) -> dict[str, dict[str, float]]:
     kept = Path(config.pareto.kept)
     done: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
-    missing = [label for label, schedule in schedules.items() if _key(config, schedule) not in done]
+    missing = {key: schedule for schedule in schedules.values() if (key := _key(config, schedule)) not in done}
     if missing:
         trials = _trials(config, policy)
-        for label in tqdm(missing, desc="judge", unit="schedule"):
-            errors = trials.action_errors(schedules[label])
-            done[_key(config, schedules[label])] = {
-                "gflops": trials.flops(schedules[label]) / 1e9,
+        for key, schedule in tqdm(missing.items(), desc="judge", unit="schedule"):
+            errors = trials.action_errors(schedule)
+            done[key] = {
+                "gflops": trials.flops(schedule) / 1e9,
                 "error": float(errors.mean()),
                 "error_p95": float(np.percentile(errors, 95)),
             }

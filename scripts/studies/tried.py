@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from bac.decoder import DecoderLayer
 from bac.executors import EagerExecutor, ExecutorKind, WeightType
@@ -66,9 +66,7 @@ def _rows(policy: DiffusionPolicy, named: dict[str, CacheSchedule]) -> Iterator[
     steps = policy.sampler.steps
     yield Row(REFERENCE, partial(reference_loop, steps=steps), steps, None)
     yield Row("network by torch.compile", partial(reference_loop, steps=steps, compiled=True), steps, None)
-    for options in ({}, {"freezing": True}):
-        name = "whole step by torch.compile" + (", weights frozen" if options else "")
-        yield Row(f"{name}, full", partial(_whole_steps, options=options), steps, None)
+    yield Row("whole step by torch.compile, full", _whole_steps, steps, None)
     for name, schedule in named.items():
         yield Row(f"branches by torch.compile, {name}", partial(_branches, schedule=schedule), steps, None)
     for kind in (ExecutorKind.EAGER, ExecutorKind.ONNX, ExecutorKind.COMPILED):
@@ -79,29 +77,20 @@ def _rows(policy: DiffusionPolicy, named: dict[str, CacheSchedule]) -> Iterator[
 class _StepCompiled(DiffusionTransformerTrunk):
     """All branches as one block, compiled by Inductor."""
 
-    def __init__(self, network: DiffusionTransformer, options: dict[str, Any]) -> None:
+    def __init__(self, network: DiffusionTransformer) -> None:
         super().__init__(network)
-        branches = _Branches(DiffusionTransformerTrunk(network), network)
+        self._count = len(self.blocks)
         self.blocks = (Block(0, BlockKind.SELF_ATTENTION),)
-        self._compiled = torch.compile(branches, dynamic=False, options=options)
+        self._compiled = torch.compile(self._all_branches, dynamic=False)
 
     def branch(self, block: int, stream: Tensor, table: Tensor, condition: list[Tensor]) -> Tensor:
         """Return what all branches together add."""
-        return self._compiled(stream, table, *condition)
+        return self._compiled(stream, table, condition)
 
-
-class _Branches(nn.Module):
-    """What all branches together add; a module, for Inductor freezes the parameters of modules only."""
-
-    def __init__(self, trunk: DiffusionTransformerTrunk, network: DiffusionTransformer) -> None:
-        super().__init__()
-        self.network = network
-        self._trunk = trunk
-
-    def forward(self, stream: Tensor, table: Tensor, *condition: Tensor) -> Tensor:
+    def _all_branches(self, stream: Tensor, table: Tensor, condition: list[Tensor]) -> Tensor:
         result = stream
-        for block in range(len(self._trunk.blocks)):
-            result = result + self._trunk.branch(block, result, table, list(condition))
+        for block in range(self._count):
+            result = result + super().branch(block, result, table, condition)
         return result - stream
 
 
@@ -138,8 +127,8 @@ def _norm(stream: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
     return F.layer_norm(stream, stream.shape[-1:], *weights)
 
 
-def _whole_steps(policy: DiffusionPolicy, *, options: dict[str, Any]) -> Denoise:
-    trunk = _StepCompiled(policy.checkpoint.network, options)
+def _whole_steps(policy: DiffusionPolicy) -> Denoise:
+    trunk = _StepCompiled(policy.checkpoint.network)
     plan = lower(full_schedule(trunk.blocks, policy.sampler.steps, policy.provenance))
     return EagerExecutor(optimise(plan), trunk, policy.sampler)
 

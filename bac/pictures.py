@@ -14,7 +14,9 @@ from bac.schedule import CacheSchedule
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 _KINDS = 3
 
@@ -23,6 +25,14 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all, and close it."""
     write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=120, bbox_inches="tight"))
     plt.close(figure)
+
+
+def plain_log_axis(axis: Axis) -> None:
+    """Make an axis logarithmic with ticks at 1, 2 and 5 times the powers of ten, written out."""
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def similarity_maps(profile: FeatureProfile, metric: Metric, schedule: CacheSchedule | None = None) -> Figure:

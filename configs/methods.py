@@ -15,9 +15,11 @@ from bac.methods import (
     Method,
     NoCache,
     Objective,
+    ProfilingDit,
     Search,
     SensitivityWeighted,
     Sharing,
+    SkipCache,
     TaylorSeer,
     Uniform,
 )
@@ -151,6 +153,31 @@ class AbCacheConfig:
         return AdamsBashforth(self.updates, self.slopes, choice("cache.last_step", self.last_step, LastStep))
 
 
+@dataclass(kw_only=True, slots=True)
+class SkipCacheConfig:
+    """See ``bac.methods.SkipCache``."""
+
+    updates: int
+    last_step: str
+
+    def build(self) -> Method:
+        """Return the method."""
+        return SkipCache(self.updates, choice("cache.last_step", self.last_step, LastStep))
+
+
+@dataclass(kw_only=True, slots=True)
+class ProfilingDitConfig:
+    """See ``bac.methods.ProfilingDit``."""
+
+    updates: int
+    cached_layers: int
+    last_step: str
+
+    def build(self) -> Method:
+        """Return the method."""
+        return ProfilingDit(self.updates, self.cached_layers, choice("cache.last_step", self.last_step, LastStep))
+
+
 METHODS: dict[str, type] = {
     "none": NoCacheConfig,
     "uniform": UniformConfig,
@@ -159,6 +186,8 @@ METHODS: dict[str, type] = {
     "bac_weighted": BacWeightedConfig,
     "taylorseer": TaylorSeerConfig,
     "ab_cache": AbCacheConfig,
+    "skip_cache": SkipCacheConfig,
+    "profilingdit": ProfilingDitConfig,
     "search": SearchConfig,
 }
 """The choices of ``cache=``."""

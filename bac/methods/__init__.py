@@ -8,7 +8,9 @@ from bac.methods.base import LastStep, Method
 from bac.methods.bubbling_union import Downstream, bubbling_union
 from bac.methods.late import Late
 from bac.methods.none import NoCache, full_schedule
+from bac.methods.profilingdit import ProfilingDit
 from bac.methods.search import Objective, Search
+from bac.methods.skip_cache import SkipCache
 from bac.methods.taylorseer import TaylorSeer
 from bac.methods.uniform import Uniform
 
@@ -22,9 +24,11 @@ __all__ = [
     "Method",
     "NoCache",
     "Objective",
+    "ProfilingDit",
     "Search",
     "SensitivityWeighted",
     "Sharing",
+    "SkipCache",
     "TaylorSeer",
     "Uniform",
     "adaptive_update_steps",

@@ -15,7 +15,7 @@ from bac.executors import WeightType
 from bac.files import write_whole
 from bac.methods import Uniform
 from bac.passes import optimise
-from bac.pictures import save_figure
+from bac.pictures import plain_log_axis, save_figure
 from bac.plan import lower
 from bac.results import run_provenance, write_results
 from bac.roofline import measure_roofline, plan_floor_s, weight_bytes
@@ -97,6 +97,8 @@ def _plot(results: list[dict[str, Any]]) -> Figure:
             values = [row["value"] for row in rows]
             panel.plot(values, [row["p50"] for row in rows], "o-", color=f"C{number}", label=executor)
             panel.plot(values, [row["floor"] for row in rows], ":", color=f"C{number}")
-        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms per chunk, p50 (dotted: floor)")
+        panel.set(xlabel=axis, ylabel="ms per chunk, p50 (dotted: floor)")
+        plain_log_axis(panel.xaxis)
+        plain_log_axis(panel.yaxis)
     panels[0][0].legend(fontsize=8)
     return figure

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from bac.errors import InvalidInput, Unavailable, sentence
 from bac.executors import ChunkNoise, ExecutorKind
 from bac.files import write_whole
-from bac.pictures import save_figure
+from bac.pictures import plain_log_axis, save_figure
 from bac.profile import FeatureProfile
 from bac.results import run_provenance, write_results
 from configs.schema import BenchConfig
@@ -230,8 +230,8 @@ def _plot(tables: list[dict[str, Any]]) -> Figure:
         rows = sorted(table["rows"], key=lambda row: -row["p50"])
         p50 = [row["p50"] for row in rows]
         axis.barh([row["row"] for row in rows], p50, xerr=[[0] * len(rows), [row["p99"] - row["p50"] for row in rows]])
-        axis.set(
-            xscale="log", xlabel="ms per chunk, p50 (whisker: p99)", title=f"{table['network']}, batch {table['batch']}"
-        )
+        axis.set(xlabel="ms per chunk, p50 (whisker: p99)", title=f"{table['network']}, batch {table['batch']}")
+        axis.margins(y=0.01)
         axis.tick_params(labelsize=7)
+        plain_log_axis(axis.xaxis)
     return figure

@@ -19,7 +19,7 @@ from bac.errors import InvalidInput, sentence
 from bac.executors import ExecutorKind
 from bac.files import write_whole
 from bac.methods import Method
-from bac.pictures import save_figure
+from bac.pictures import plain_log_axis, save_figure
 from bac.results import run_provenance, write_results
 from bac.schedule import CacheSchedule
 from bac.trials import Trials
@@ -132,7 +132,8 @@ def _plot(results: list[dict[str, Any]]) -> Figure:
         for panel, key in zip(panels, ("gflops", "p50"), strict=True):
             panel.plot([row[key] for row in rows], [row["error"] for row in rows], "o-", color=f"C{number}", label=name)
     for panel, label in zip(panels, ("GFLOPs per chunk", "ms per chunk, p50"), strict=True):
-        panel.set(xscale="log", yscale="log", xlabel=label)
+        panel.set(yscale="log", xlabel=label)
+        plain_log_axis(panel.xaxis)
     panels[0].set_ylabel("mean action error, held-out observations")
     panels[0].legend(fontsize=8)
     return figure

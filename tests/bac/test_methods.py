@@ -21,9 +21,11 @@ from bac.methods import (
     Late,
     Method,
     NoCache,
+    ProfilingDit,
     Search,
     SensitivityWeighted,
     Sharing,
+    SkipCache,
     TaylorSeer,
     Uniform,
     adaptive_update_steps,
@@ -32,6 +34,7 @@ from bac.methods.bac_weighted import smoothed
 from bac.methods.late import late_steps
 from bac.profile import Metric
 from bac.schedule import CacheSchedule
+from bac.trunk import Block, BlockKind
 
 STEPS = 20
 PROFILE = replace(random_profile(seed=5, steps=STEPS), sensitivity=np.geomspace(1e-3, 1, STEPS))
@@ -44,6 +47,8 @@ METHODS = [
     SensitivityWeighted(updates=4, sharing=Sharing.NONE),
     TaylorSeer(updates=4),
     AdamsBashforth(updates=4),
+    SkipCache(updates=4),
+    ProfilingDit(updates=4, cached_layers=1),
 ]
 
 
@@ -197,10 +202,31 @@ def test_weighted_without_sensitivity_refuses() -> None:
         SensitivityWeighted().schedule(random_profile(seed=0))
 
 
+DEEP = tuple(Block(layer, kind) for layer in range(4) for kind in BlockKind)
+
+
+def test_skip_cache_keeps_the_outer_layers_live() -> None:
+    mask = SkipCache(4).schedule(random_profile(seed=1, steps=STEPS, blocks=DEEP)).mask
+    assert mask[[0, 1, 2, 9, 10, 11]].all()
+    assert all(np.flatnonzero(row).tolist() == [0, 5, 10, 15, 19] for row in mask[3:9])
+
+
+def test_profilingdit_caches_the_contiguous_layers_that_err_least() -> None:
+    profile = random_profile(seed=1, steps=STEPS, blocks=DEEP)
+    scale = np.repeat([5.0, 1.0, 2.0, 3.0], 3)[:, None, None]
+    scaled = {**profile.values, Metric.L1: profile.values[Metric.L1] * scale}
+    mask = ProfilingDit(4, cached_layers=2).schedule(replace(profile, values=scaled)).mask
+    assert np.flatnonzero(mask.all(axis=1)).tolist() == [0, 1, 2, 9, 10, 11]
+    assert all(np.flatnonzero(row).tolist() == [0, 5, 10, 15, 19] for row in mask[3:9])
+    for layers in (0, 5):
+        with pytest.raises(InvalidInput, match=rf"cache\.cached_layers: expected 1 to 4, got {layers}"):
+            ProfilingDit(4, cached_layers=layers).schedule(profile)
+
+
 def test_labels_name_the_budget() -> None:
     assert [method.label for method in METHODS] == [
         "none", "uniform-s4", "bac-s4", "late-s4", "bac_weighted-s4", "bac_weighted-s4",
-        "taylorseer-s4", "ab_cache-s4",
+        "taylorseer-s4", "ab_cache-s4", "skip_cache-s4", "profilingdit-s4",
     ]  # fmt: skip
     assert [method.with_budget(7).label for method in METHODS[1:4]] == ["uniform-s7", "bac-s7", "late-s7"]
     assert Search().with_budget(1.25).label == "search-1.25g"

@@ -1,0 +1,47 @@
+"""Skip-Cache, the training-free analogue of Skip-DiT (arXiv 2411.17616): the outer layers live, the middle cached.
+
+Skip-DiT retrains the network with long skip connections, so that the cached deep feature enters the last layer beside
+a fresh shallow one. Without retraining there is no such connection: here the first and the last layer are computed at
+every step and everything between them is reused as one sum. What it loses by that is in the results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Self
+
+from bac.methods.base import LastStep
+from bac.methods.uniform import Uniform
+from bac.profile import FeatureProfile
+from bac.schedule import CacheSchedule
+
+
+@dataclass(frozen=True)
+class SkipCache:
+    """Outer layers always, middle layers at evenly spaced steps.
+
+    Attributes:
+        updates: S, updates of the middle, step 0 included; the paper's interval is 2 to 6.
+        last_step: forced also updates the middle at step K - 1.
+    """
+
+    updates: int = 20
+    last_step: LastStep = LastStep.FORCED
+    name: str = "skip_cache"
+
+    @property
+    def label(self) -> str:
+        """Name with the budget."""
+        return f"{self.name}-s{self.updates}"
+
+    def with_budget(self, budget: float) -> Self:
+        """Return the method with S = ``budget``."""
+        return replace(self, updates=int(budget))
+
+    def schedule(self, profile: FeatureProfile) -> CacheSchedule:
+        """Return the schedule; the profile gives only blocks, steps and provenance."""
+        mask = Uniform(self.updates, self.last_step).schedule(profile).mask.copy()
+        outer = {profile.blocks[0].layer, profile.blocks[-1].layer}
+        mask[[block.layer in outer for block in profile.blocks]] = True
+        parameters = {name: value for name, value in asdict(self).items() if name != "name"}
+        return CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters)

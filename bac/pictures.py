@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -14,7 +15,7 @@ from bac.schedule import CacheSchedule
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from matplotlib.axis import Axis
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -27,9 +28,13 @@ def save_figure(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def plain_log_axis(axis: Axis) -> None:
+def plain_log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     """Make an axis logarithmic with ticks at 1, 2 and 5 times the powers of ten, written out."""
-    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    if which == "x":
+        axes.set_xscale("log")
+    else:
+        axes.set_yscale("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Self
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from bac.errors import InvalidInput, sentence
-from bac.methods.base import LastStep
+from bac.methods.base import ByUpdates, LastStep
 from bac.methods.forecast import forecast_of
 from bac.methods.uniform import Uniform
 from bac.profile import FeatureProfile
@@ -24,7 +23,7 @@ _ADAMS_BASHFORTH = {
 
 
 @dataclass(frozen=True)
-class AdamsBashforth:
+class AdamsBashforth(ByUpdates):
     """Adams-Bashforth prediction on a uniform schedule.
 
     A slope is the difference of two neighbouring computed features over the steps between them; the prediction is the
@@ -41,15 +40,6 @@ class AdamsBashforth:
     slopes: int = 1
     last_step: LastStep = LastStep.FORCED
     name: str = "ab_cache"
-
-    @property
-    def label(self) -> str:
-        """Name with the budget."""
-        return f"{self.name}-s{self.updates}"
-
-    def with_budget(self, budget: float) -> Self:
-        """Return the method with S = ``budget``."""
-        return replace(self, updates=int(budget))
 
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Return the schedule; the profile gives only blocks, steps and provenance.

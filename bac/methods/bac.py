@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Self
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from bac.methods.acs import IntervalScore, adaptive_update_steps
-from bac.methods.base import LastStep
+from bac.methods.base import ByUpdates, LastStep
 from bac.methods.bubbling_union import Downstream, bubbling_union
 from bac.profile import FeatureProfile, Metric
 from bac.schedule import CacheSchedule
 
 
 @dataclass(frozen=True)
-class BlockAdaptive:
+class BlockAdaptive(ByUpdates):
     """BAC with the paper's parameters.
 
     Attributes:
@@ -34,15 +33,6 @@ class BlockAdaptive:
     downstream: Downstream = Downstream.INCLUSIVE
     last_step: LastStep = LastStep.FORCED
     name: str = "bac"
-
-    @property
-    def label(self) -> str:
-        """Name with the budget."""
-        return f"{self.name}-s{self.updates}"
-
-    def with_budget(self, budget: float) -> Self:
-        """Return the method with S = ``budget``."""
-        return replace(self, updates=int(budget))
 
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Return the schedule for the profile's checkpoint and sampler."""

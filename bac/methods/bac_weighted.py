@@ -7,15 +7,14 @@ uncorrelated, so their squares add: reusing the feature of step a at step t cost
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Self
 
 import numpy as np
 
 from bac.errors import InvalidInput, sentence
 from bac.methods.acs import IntervalScore, adaptive_update_steps
-from bac.methods.base import LastStep
+from bac.methods.base import ByUpdates, LastStep
 from bac.methods.bubbling_union import Downstream, bubbling_union
 from bac.profile import FeatureProfile, Metric
 from bac.schedule import CacheSchedule
@@ -32,7 +31,7 @@ class Sharing(StrEnum):
 
 
 @dataclass(frozen=True)
-class SensitivityWeighted:
+class SensitivityWeighted(ByUpdates):
     """BAC with sensitivity-weighted costs.
 
     Attributes:
@@ -49,15 +48,6 @@ class SensitivityWeighted:
     downstream: Downstream = Downstream.INCLUSIVE
     last_step: LastStep = LastStep.FORCED
     name: str = "bac_weighted"
-
-    @property
-    def label(self) -> str:
-        """Name with the budget."""
-        return f"{self.name}-s{self.updates}"
-
-    def with_budget(self, budget: float) -> Self:
-        """Return the method with S = ``budget``."""
-        return replace(self, updates=int(budget))
 
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Return the schedule for the profile's checkpoint and sampler.

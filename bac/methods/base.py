@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from typing import Protocol, Self
 
@@ -41,6 +42,22 @@ class Method(Protocol):
 
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Choose the update steps of every block."""
+
+
+class ByUpdates:
+    """What methods have in common whose budget is S, the number of updates: a dataclass with these two attributes."""
+
+    name: str
+    updates: int
+
+    @property
+    def label(self) -> str:
+        """Name with the budget."""
+        return f"{self.name}-s{self.updates}"
+
+    def with_budget(self, budget: float) -> Self:
+        """Return the method with S = ``budget``."""
+        return replace(self, updates=int(budget))  # type: ignore[type-var]
 
 
 def require_updates(updates: int, steps: int) -> None:

@@ -6,19 +6,18 @@ denoised away, an error made late stays in the chunk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 
 from bac.errors import InvalidInput, sentence
-from bac.methods.base import LastStep, require_updates
+from bac.methods.base import ByUpdates, LastStep, require_updates
 from bac.profile import FeatureProfile
 from bac.schedule import CacheSchedule
 
 
 @dataclass(frozen=True)
-class Late:
+class Late(ByUpdates):
     """Updates at steps (K - 1) (1 - (1 - u)^power), u = 0, 1/S, 2/S, ...
 
     Attributes:
@@ -31,15 +30,6 @@ class Late:
     power: float = 2.8
     last_step: LastStep = LastStep.FORCED
     name: str = "late"
-
-    @property
-    def label(self) -> str:
-        """Name with the budget."""
-        return f"{self.name}-s{self.updates}"
-
-    def with_budget(self, budget: float) -> Self:
-        """Return the method with S = ``budget``."""
-        return replace(self, updates=int(budget))
 
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Return the schedule; the profile gives only blocks, steps and provenance.

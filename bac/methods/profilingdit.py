@@ -7,20 +7,19 @@ method is the contiguous range and the list of full steps.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Self
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from bac.errors import InvalidInput, sentence
-from bac.methods.base import LastStep
+from bac.methods.base import ByUpdates, LastStep
 from bac.methods.uniform import Uniform
 from bac.profile import FeatureProfile
 from bac.schedule import CacheSchedule
 
 
 @dataclass(frozen=True)
-class ProfilingDit:
+class ProfilingDit(ByUpdates):
     """One contiguous range of layers at evenly spaced steps, all others at every step.
 
     Attributes:
@@ -33,15 +32,6 @@ class ProfilingDit:
     cached_layers: int = 6
     last_step: LastStep = LastStep.FORCED
     name: str = "profilingdit"
-
-    @property
-    def label(self) -> str:
-        """Name with the budget."""
-        return f"{self.name}-s{self.updates}"
-
-    def with_budget(self, budget: float) -> Self:
-        """Return the method with S = ``budget``."""
-        return replace(self, updates=int(budget))
 
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Return the schedule for the profile's checkpoint and sampler.

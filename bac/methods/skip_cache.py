@@ -7,17 +7,16 @@ every step and everything between them is reused as one sum. What it loses by th
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Self
+from dataclasses import asdict, dataclass
 
-from bac.methods.base import LastStep
+from bac.methods.base import ByUpdates, LastStep
 from bac.methods.uniform import Uniform
 from bac.profile import FeatureProfile
 from bac.schedule import CacheSchedule
 
 
 @dataclass(frozen=True)
-class SkipCache:
+class SkipCache(ByUpdates):
     """Outer layers always, middle layers at evenly spaced steps.
 
     Attributes:
@@ -28,15 +27,6 @@ class SkipCache:
     updates: int = 20
     last_step: LastStep = LastStep.FORCED
     name: str = "skip_cache"
-
-    @property
-    def label(self) -> str:
-        """Name with the budget."""
-        return f"{self.name}-s{self.updates}"
-
-    def with_budget(self, budget: float) -> Self:
-        """Return the method with S = ``budget``."""
-        return replace(self, updates=int(budget))
 
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Return the schedule; the profile gives only blocks, steps and provenance."""

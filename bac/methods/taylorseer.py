@@ -6,14 +6,13 @@ On DDPM every step draws fresh noise, so differences of features amplify it by a
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import factorial
-from typing import Self
 
 import numpy as np
 
 from bac.errors import InvalidInput, sentence
-from bac.methods.base import LastStep
+from bac.methods.base import ByUpdates, LastStep
 from bac.methods.forecast import differences, forecast_of
 from bac.methods.uniform import Uniform
 from bac.profile import FeatureProfile
@@ -21,7 +20,7 @@ from bac.schedule import CacheSchedule
 
 
 @dataclass(frozen=True)
-class TaylorSeer:
+class TaylorSeer(ByUpdates):
     """Taylor prediction on a uniform schedule.
 
     Attributes:
@@ -36,15 +35,6 @@ class TaylorSeer:
     first_steps: int = 3
     last_step: LastStep = LastStep.FORCED
     name: str = "taylorseer"
-
-    @property
-    def label(self) -> str:
-        """Name with the budget."""
-        return f"{self.name}-s{self.updates}"
-
-    def with_budget(self, budget: float) -> Self:
-        """Return the method with S = ``budget``."""
-        return replace(self, updates=int(budget))
 
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Return the schedule; the profile gives only blocks, steps and provenance.

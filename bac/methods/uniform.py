@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 
-from bac.methods.base import LastStep, require_updates
+from bac.methods.base import ByUpdates, LastStep, require_updates
 from bac.profile import FeatureProfile
 from bac.schedule import CacheSchedule
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(ByUpdates):
     """Evenly spaced updates.
 
     Attributes:
@@ -24,15 +23,6 @@ class Uniform:
     updates: int = 10
     last_step: LastStep = LastStep.FORCED
     name: str = "uniform"
-
-    @property
-    def label(self) -> str:
-        """Name with the budget."""
-        return f"{self.name}-s{self.updates}"
-
-    def with_budget(self, budget: float) -> Self:
-        """Return the method with S = ``budget``."""
-        return replace(self, updates=int(budget))
 
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Return the schedule; the profile gives only blocks, steps and provenance."""

@@ -98,7 +98,7 @@ def _plot(results: list[dict[str, Any]]) -> Figure:
             panel.plot(values, [row["p50"] for row in rows], "o-", color=f"C{number}", label=executor)
             panel.plot(values, [row["floor"] for row in rows], ":", color=f"C{number}")
         panel.set(xlabel=axis, ylabel="ms per chunk, p50 (dotted: floor)")
-        plain_log_axis(panel.xaxis)
-        plain_log_axis(panel.yaxis)
+        plain_log_axis(panel, "x")
+        plain_log_axis(panel, "y")
     panels[0][0].legend(fontsize=8)
     return figure

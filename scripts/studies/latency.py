@@ -233,5 +233,5 @@ def _plot(tables: list[dict[str, Any]]) -> Figure:
         axis.set(xlabel="ms per chunk, p50 (whisker: p99)", title=f"{table['network']}, batch {table['batch']}")
         axis.margins(y=0.01)
         axis.tick_params(labelsize=7)
-        plain_log_axis(axis.xaxis)
+        plain_log_axis(axis, "x")
     return figure

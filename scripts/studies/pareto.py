@@ -133,7 +133,7 @@ def _plot(results: list[dict[str, Any]]) -> Figure:
             panel.plot([row[key] for row in rows], [row["error"] for row in rows], "o-", color=f"C{number}", label=name)
     for panel, label in zip(panels, ("GFLOPs per chunk", "ms per chunk, p50"), strict=True):
         panel.set(yscale="log", xlabel=label)
-        plain_log_axis(panel.xaxis)
+        plain_log_axis(panel, "x")
     panels[0].set_ylabel("mean action error, held-out observations")
     panels[0].legend(fontsize=8)
     return figure

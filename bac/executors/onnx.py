@@ -12,9 +12,15 @@ from bac.plan import Plan
 from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
 
+_MOST_NODES = 10_000
+"""onnxruntime keeps a few kilobytes per node: more would break an executor's bound, weights x 2 + 64 MB."""
+
 
 class OnnxExecutor:
     """Runs a plan in onnxruntime on the CPU. Safe to call from several threads at once, as its sessions are.
+
+    Plans of many updates are refused: their unrolled graphs, which ``scripts/export.py`` writes all the same, take more
+    memory than an executor may, and many seconds to start.
 
     Args:
         plan: operations per step.
@@ -23,7 +29,7 @@ class OnnxExecutor:
 
     Raises:
         Mismatch: plan, trunk and sampler do not belong together.
-        Unavailable: onnx or onnxruntime is missing, or a trunk of another form.
+        Unavailable: onnx or onnxruntime is missing, a trunk of another form, or a graph of too many nodes.
     """
 
     def __init__(self, plan: Plan, trunk: ResidualTrunk, sampler: SamplerTable) -> None:
@@ -39,6 +45,15 @@ class OnnxExecutor:
                 )
             ) from error
         graph = onnx_graph(plan, trunk, sampler)
+        if len(graph.model.graph.node) > _MOST_NODES:
+            raise Unavailable(
+                sentence(
+                    "executor onnx",
+                    expected=f"a graph of at most {_MOST_NODES} nodes",
+                    got=len(graph.model.graph.node),
+                    mend="use executor=compiled, or fewer updates",
+                )
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         # The first call says what stands for the weights that the graph leaves out, the second that they need no copy.

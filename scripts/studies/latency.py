@@ -206,7 +206,8 @@ def _errors(policy: DiffusionPolicy, rows: list[StartedRow], observed: Tensor) -
 def _markdown(table: dict[str, Any]) -> str:
     calls = min(row["calls"] for row in table["rows"])
     title = f"**{table['network']}, batch {table['batch']}, {table['threads']} thread(s), {calls} calls of each row**"
-    return f"{title}\n\n{markdown_table(_COLUMNS, map(_cells, table['rows']))}"
+    missing = "".join(f"\n- {name}: not here; {reason}" for name, reason in table["unavailable"].items())
+    return f"{title}\n\n{markdown_table(_COLUMNS, map(_cells, table['rows']))}{missing}\n"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -299,6 +299,17 @@ def test_missing_onnx_packages_refuse(package: str, monkeypatch: pytest.MonkeyPa
         OnnxExecutor(plan_for(trunk, sampler, 0), trunk, sampler)
 
 
+def test_onnx_refuses_a_graph_that_breaks_the_memory_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk, sampler = trunk_of(SMALL), ddpm(PROCESS)
+    plan = plan_for(trunk, sampler, 0)
+    nodes = len(onnx_graph(plan, trunk, sampler).model.graph.node)
+    monkeypatch.setattr("bac.executors.onnx._MOST_NODES", nodes)
+    OnnxExecutor(plan, trunk, sampler)
+    monkeypatch.setattr("bac.executors.onnx._MOST_NODES", nodes - 1)
+    with pytest.raises(Unavailable, match=rf"at most {nodes - 1} nodes, got {nodes}; use executor=compiled"):
+        OnnxExecutor(plan, trunk, sampler)
+
+
 def test_onnx_graph_stores_every_weight_once() -> None:
     trunk, sampler = trunk_of(SMALL), ddpm(PROCESS)
     model = onnx_graph(plan_for(trunk, sampler, 0), trunk, sampler, metadata={"task": "toy"}).whole()

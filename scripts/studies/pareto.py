@@ -69,7 +69,7 @@ def _methods(config: BenchConfig) -> Iterator[tuple[str, Method]]:
     for name in config.pareto.methods:
         if name not in METHODS:
             raise InvalidInput(
-                sentence("pareto.methods", expected=f"of {sorted(METHODS)}", got=name, mend="correct the override")
+                sentence("pareto.methods", expected=f"some of {sorted(METHODS)}", got=name, mend="correct the override")
             )
         values = cast(DictConfig, OmegaConf.load(_CACHE_CONFIGS / f"{name}.yaml"))
         del values["defaults"]

@@ -4,7 +4,7 @@ import bac
 from policies import load_policy
 
 policy = load_policy("push_t")
-fast = bac.accelerate(policy, schedule="bac-s30")
+fast = bac.accelerate(policy, schedule="bac_weighted-s10")
 """
 
 from bac.accelerate import accelerate, attach, build_executor, detach

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from bac.errors import InvalidInput, sentence
 from bac.executors import ChunkNoise
 from bac.methods import BlockAdaptive, Method, NoCache, Search
-from bac.methods.base import require_updates
+from bac.methods.base import ByUpdates, require_updates
 from bac.passes import optimise
 from bac.pictures import save_figure, schedule_grid, sensitivity_curve, similarity_maps
 from bac.plan import cost, lower
@@ -43,8 +43,8 @@ def main(config: CalibrateConfig, folder: Path) -> None:
     policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device)
     methods = {each.label: each for each in (method, *map(method.with_budget, config.budgets))}
     for each in methods.values():
-        if (updates := getattr(each, "updates", None)) is not None:
-            require_updates(updates, policy.sampler.steps)
+        if isinstance(each, ByUpdates):
+            require_updates(each.updates, policy.sampler.steps)
     if isinstance(method, Search):
         schedules = _search(config, policy, methods)
         found: dict[str, Any] = {}

@@ -2,7 +2,7 @@
 
 Skip-DiT retrains the network with long skip connections, so that the cached deep feature enters the last layer beside
 a fresh shallow one. Without retraining there is no such connection: here the first and the last layer are computed at
-every step and everything between them is reused as one sum. What it loses by that is in the results.
+every step and everything between them is reused as one sum.
 """
 
 from __future__ import annotations

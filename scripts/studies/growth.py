@@ -46,12 +46,13 @@ class _Point:
 def run(config: BenchConfig, folder: Path) -> None:
     """Time every point; write table, plot and JSON into ``folder``."""
     torch.set_num_threads(config.threads)
-    results = [row for point in _points(config) for row in _measured(config, point)]
+    missing: dict[str, str] = {}
+    results = [row for point in _points(config) for row in _measured(config, point, missing)]
     text = markdown_table(_COLUMNS, map(_cells, results))
     write_whole(folder / "growth.md", lambda path: path.write_text(text))
     save_figure(_plot(results), folder / "growth.png")
     provenance = run_provenance(torch.device(config.device), asdict(config))
-    write_results(folder / "results.json", {"points": results, "provenance": provenance})
+    write_results(folder / "results.json", {"points": results, "unavailable": missing, "provenance": provenance})
     print(f"{text}\nresults in {folder}")
 
 
@@ -64,7 +65,8 @@ def _points(config: BenchConfig) -> Iterator[_Point]:
     yield from (_Point("width d", value, network=replace(_BASE, width=value)) for value in growth.widths)
 
 
-def _measured(config: BenchConfig, point: _Point) -> Iterator[dict[str, Any]]:
+def _measured(config: BenchConfig, point: _Point, missing: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Yield a row per executor; put into ``missing`` which of them this machine does not have, and why."""
     policy = random_policy(point.network, point.steps, device=config.device)
     observed = torch.zeros(1, policy.observation_steps, point.network.observation_dim, device=config.device)
     schedule = Uniform(point.updates).schedule(quick_profile(policy, observed))
@@ -75,7 +77,8 @@ def _measured(config: BenchConfig, point: _Point) -> Iterator[dict[str, Any]]:
         read = weight_bytes(policy.trunk.decoder(), _BYTES[weights])
         floors[row.name] = plan_floor_s(plan, policy.trunk.cost, read, measure_roofline(sum(read)))
         rows.append(row)
-    built, _ = started(rows, policy)
+    built, refused = started(rows, policy)
+    missing.update({f"{name}, {point.axis} = {point.value}": reason for name, reason in refused.items()})
     latency = timed(config, policy, built, observed, f"{point.axis} = {point.value}")
     for name, each in latency.items():
         executor, floor = name.removesuffix(", uniform"), floors[name] * 1e3

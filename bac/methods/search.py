@@ -9,14 +9,14 @@ frees on others, keep the change if it helps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Self
 
 import numpy as np
 
 from bac.errors import InvalidInput, MissingArtefact, sentence
-from bac.methods.base import LastStep
+from bac.methods.base import LastStep, Parametrised
 from bac.methods.late import late_steps
 from bac.profile import FeatureProfile
 from bac.schedule import CacheSchedule
@@ -42,7 +42,7 @@ class Objective(StrEnum):
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Parametrised):
     """Search within a budget.
 
     Attributes:
@@ -61,14 +61,10 @@ class Search:
     name: str = "search"
 
     @property
-    def parameters(self) -> dict[str, str | int | float]:
-        """What a schedule says it was found with."""
-        return {name: value for name, value in asdict(self).items() if name != "name"}
-
-    @property
     def label(self) -> str:
-        """Name with the budget."""
-        return f"{self.name}-{self.gflops:g}g"
+        """Name with the budget, and with what distinguishes two searches of one budget."""
+        objective = "" if self.objective is Objective.MEAN else f"-{self.objective}"
+        return f"{self.name}{objective}{f'-seed{self.seed}' if self.seed else ''}-{self.gflops:g}g"
 
     def with_budget(self, budget: float) -> Self:
         """Return the method with ``budget`` GFLOPs."""

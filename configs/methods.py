@@ -59,7 +59,7 @@ def _schema(method: Any) -> type:
         return cast(Method, method(**values | choices))
 
     def is_choice(name: str) -> bool:
-        return issubclass(kinds[name], StrEnum)
+        return isinstance(kinds[name], type) and issubclass(kinds[name], StrEnum)
 
     return make_dataclass(
         f"{method.__name__}Config",

@@ -259,13 +259,27 @@ def test_refuses_a_forecast_that_cannot_be(damage: Callable[[np.ndarray], np.nda
 
 
 @pytest.mark.parametrize(
-    ("method", "told"),
+    ("make", "told"),
     [
-        (TaylorSeer(order=5), r"cache\.order: expected 0 to 4, got 5"),
-        (TaylorSeer(4, first_steps=0), r"cache\.first_steps: expected 1 to 12, got 0"),
-        (AdamsBashforth(4, slopes=5), r"cache\.slopes: expected 1 to 4, got 5"),
+        (lambda: TaylorSeer(order=5), r"cache\.order: expected 0 to 4, got 5"),
+        (lambda: TaylorSeer(order=-1), r"cache\.order: expected 0 to 4, got -1"),
+        (lambda: TaylorSeer(first_steps=0), r"cache\.first_steps: expected at least 1, got 0"),
+        (lambda: AdamsBashforth(slopes=5), r"cache\.slopes: expected 1 to 4, got 5"),
+        (lambda: AdamsBashforth(slopes=0), r"cache\.slopes: expected 1 to 4, got 0"),
     ],
 )
-def test_refuses_orders_without_a_formula(method: TaylorSeer | AdamsBashforth, told: str) -> None:
+def test_refuses_orders_without_a_formula_before_any_work(make: Callable[[], object], told: str) -> None:
     with pytest.raises(InvalidInput, match=told):
-        method.schedule(PROFILE)
+        make()
+
+
+def test_refuses_more_first_steps_than_steps() -> None:
+    with pytest.raises(InvalidInput, match=r"cache\.first_steps: expected 1 to 12, got 13"):
+        TaylorSeer(4, first_steps=13).schedule(PROFILE)
+
+
+def test_a_schedule_that_never_predicts_survives_its_file() -> None:
+    schedule = TaylorSeer(STEPS, order=2).schedule(PROFILE)
+    read = CacheSchedule.from_json(json.loads(json.dumps(schedule.to_json())))
+    assert read.digest == schedule.digest
+    assert optimise(lower(read)) == optimise(lower(schedule))

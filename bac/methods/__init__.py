@@ -6,6 +6,7 @@ from bac.methods.bac import BlockAdaptive
 from bac.methods.bac_weighted import SensitivityWeighted, Sharing
 from bac.methods.base import LastStep, Method
 from bac.methods.bubbling_union import Downstream, bubbling_union
+from bac.methods.foca import FoCa
 from bac.methods.late import Late
 from bac.methods.none import NoCache, full_schedule
 from bac.methods.profilingdit import ProfilingDit
@@ -18,6 +19,7 @@ __all__ = [
     "AdamsBashforth",
     "BlockAdaptive",
     "Downstream",
+    "FoCa",
     "IntervalScore",
     "LastStep",
     "Late",

@@ -16,6 +16,7 @@ from bac.methods import (
     AdamsBashforth,
     BlockAdaptive,
     Downstream,
+    FoCa,
     IntervalScore,
     LastStep,
     Late,
@@ -47,6 +48,7 @@ METHODS = [
     SensitivityWeighted(updates=4, sharing=Sharing.NONE),
     TaylorSeer(updates=4),
     AdamsBashforth(updates=4),
+    FoCa(updates=4),
     SkipCache(updates=4),
     ProfilingDit(updates=4, cached_layers=1),
 ]
@@ -226,7 +228,7 @@ def test_profilingdit_caches_the_contiguous_layers_that_err_least() -> None:
 def test_labels_name_the_budget() -> None:
     assert [method.label for method in METHODS] == [
         "none", "uniform-s4", "bac-s4", "late-s4", "bac_weighted-s4", "bac_weighted-s4",
-        "taylorseer-s4", "ab_cache-s4", "skip_cache-s4", "profilingdit-s4",
+        "taylorseer-s4", "ab_cache-s4", "foca-s4", "skip_cache-s4", "profilingdit-s4",
     ]  # fmt: skip
     assert [method.with_budget(7).label for method in METHODS[1:4]] == ["uniform-s7", "bac-s7", "late-s7"]
     assert Search().with_budget(1.25).label == "search-1.25g"
@@ -237,7 +239,9 @@ def test_search_is_not_made_from_a_profile() -> None:
         Search().schedule(PROFILE)
 
 
-@pytest.mark.parametrize("method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth])
+@pytest.mark.parametrize(
+    "method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth, FoCa]
+)
 @pytest.mark.parametrize("updates", [0, STEPS + 1])
 def test_refuses_numbers_of_updates_a_call_cannot_have(method: type[Any], updates: int) -> None:
     with pytest.raises(InvalidInput, match=rf"cache.updates: expected 1 to 20, got {updates}"):

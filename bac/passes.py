@@ -14,7 +14,10 @@ Pass = Callable[[Plan], Plan]
 def fold_reused_runs(plan: Plan) -> Plan:
     """Add a run of consecutive reused features as one sum, which stays valid until one of them updates.
 
-    Changes numerics: (stream + a) + b becomes stream + (a + b).
+    So too a run of predictions with equal weights: the j-th features of all of them become one sum, and the run one
+    prediction from these sums.
+
+    Changes numerics: (stream + a) + b becomes stream + (a + b), and w a + w b becomes w (a + b).
     """
     next_slot = plan.slots
     valid: dict[tuple[int, ...], int] = {}
@@ -22,19 +25,20 @@ def fold_reused_runs(plan: Plan) -> Plan:
     for operations in plan.steps:
         folded: list[Operation] = []
         for run in _runs(operations):
-            if isinstance(run, tuple) and len(run) > 1:
-                if run not in valid:
-                    valid[run] = next_slot
-                    folded.append(Fold(run, next_slot))
-                    next_slot += 1
-                folded.append(Add(valid[run]))
-            elif isinstance(run, tuple):
-                folded.append(Add(run[0]))
+            if len(run) == 1:
+                folded.append(run[0])
             else:
-                folded.append(run)
-        # A sum is read at its own step before any later block writes; writes end its life for the steps that follow.
-        written = {op.slot for op in operations if isinstance(op, Compute)}
-        valid = {run: slot for run, slot in valid.items() if written.isdisjoint(run)}
+                sums = []
+                for sources in zip(*(_reads(op) for op in run), strict=True):
+                    if sources not in valid:
+                        valid[sources] = next_slot
+                        folded.append(Fold(sources, next_slot))
+                        next_slot += 1
+                    sums.append(valid[sources])
+                folded.append(_of_sums(run[0], tuple(sums)))
+            # A sum outlives its step until one of its features is written.
+            written = _written(run[0])
+            valid = {sources: slot for sources, slot in valid.items() if written not in sources}
         steps.append(tuple(folded))
     return replace(plan, steps=tuple(steps))
 
@@ -77,7 +81,7 @@ def pack_slots(plan: Plan) -> Plan:
             reads = _reads(op)
             ended = [slot for slot in dict.fromkeys(reads) if last_read[slot, position] == position]
             read_from = {slot: home[slot] for slot in reads}
-            write = op.into if isinstance(op, Fold) else op.slot if isinstance(op, Compute) else None
+            write = _written(op)
             if write is not None and write not in home:
                 if not free:
                     free.append(slots)
@@ -103,17 +107,29 @@ def optimise(plan: Plan, passes: tuple[Pass, ...] = DEFAULT) -> Plan:
     return reduce(lambda current, apply: apply(current), passes, plan)
 
 
-def _runs(operations: tuple[Operation, ...]) -> list[tuple[int, ...] | Operation]:
-    """Group consecutive Adds into tuples of slots; other operations stand alone."""
-    runs: list[tuple[int, ...] | Operation] = []
+def _runs(operations: tuple[Operation, ...]) -> list[tuple[Operation, ...]]:
+    """Group consecutive Adds, and consecutive Combines of equal weights; other operations stand alone."""
+    runs: list[tuple[Operation, ...]] = []
     for op in operations:
-        if not isinstance(op, Add):
-            runs.append(op)
-        elif runs and isinstance(runs[-1], tuple):
-            runs[-1] = (*runs[-1], op.slot)
+        if runs and _alike(runs[-1][0], op):
+            runs[-1] = (*runs[-1], op)
         else:
-            runs.append((op.slot,))
+            runs.append((op,))
     return runs
+
+
+def _alike(one: Operation, other: Operation) -> bool:
+    match one, other:
+        case Add(), Add():
+            return True
+        case Combine(_, weights), Combine(_, others):
+            return weights == others
+        case _:
+            return False
+
+
+def _of_sums(op: Operation, sums: tuple[int, ...]) -> Operation:
+    return replace(op, slots=sums) if isinstance(op, Combine) else Add(sums[0])
 
 
 def _reads(op: Operation) -> tuple[int, ...]:
@@ -126,6 +142,16 @@ def _reads(op: Operation) -> tuple[int, ...]:
             return ()
 
 
+def _written(op: Operation) -> int | None:
+    match op:
+        case Compute(_, slot):
+            return slot
+        case Fold(_, into):
+            return into
+        case _:
+            return None
+
+
 def _last_reads(plan: Plan) -> dict[tuple[int, int], int]:
     """Map (slot, position of a read) to the position of the last read before the slot is written again."""
     last: dict[int, int] = {}
@@ -133,7 +159,7 @@ def _last_reads(plan: Plan) -> dict[tuple[int, int], int]:
     operations = list(plan.operations())
     for position in range(len(operations) - 1, -1, -1):
         op = operations[position]
-        write = op.into if isinstance(op, Fold) else op.slot if isinstance(op, Compute) else None
+        write = _written(op)
         if write is not None:
             last.pop(write, None)
         for slot in _reads(op):

@@ -50,7 +50,10 @@ class Fold:
 
 @dataclass(frozen=True)
 class Combine:
-    """Add the sum of the features in ``slots``, each times its weight, to the stream: a predicted feature."""
+    """Add the sum of the features in ``slots``, each times its weight, to the stream: a predicted feature.
+
+    Several predicted features at once where each slot holds the sum of as many computed ones.
+    """
 
     slots: tuple[int, ...]
     weights: tuple[float, ...]
@@ -179,7 +182,7 @@ def simulate(plan: Plan) -> tuple[tuple[tuple[int, Source], ...], ...]:
                 case Add(slot):
                     stream += _held(held, slot, step)
                 case Combine(slots, weights):
-                    stream += (_predicted([_held(held, slot, step) for slot in slots], weights, step),)
+                    stream += _predicted([_held(held, slot, step) for slot in slots], weights, step)
                 case Compute(block, slot):
                     if [number for number, _ in stream] != list(range(block)):
                         raise _unsound(f"{plan.blocks[block]} to see all {block} blocks above it", stream, step)
@@ -271,14 +274,16 @@ def _source(terms: tuple[tuple[int, float], ...]) -> Source:
 
 def _predicted(
     features: list[tuple[tuple[int, Source], ...]], weights: tuple[float, ...], step: int
-) -> tuple[int, Source]:
-    """Return the entry of a prediction, refused unless each slot holds one computed feature of one block."""
-    entries = [entry for feature in features for entry in feature]
-    blocks = {block for block, _ in entries}
-    sources = [source for _, source in entries if isinstance(source, int)]
-    if len(blocks) != 1 or not len(entries) == len(sources) == len(weights):
-        raise _unsound("a prediction from computed features of one block", entries, step)
-    return blocks.pop(), _source(tuple(zip(sources, weights, strict=True)))
+) -> tuple[tuple[int, Source], ...]:
+    """Return the entries of a prediction, refused unless all slots hold computed features of the same blocks."""
+    blocks = {tuple(block for block, _ in feature) for feature in features}
+    computed = all(isinstance(source, int) for feature in features for _, source in feature)
+    if not computed or len(blocks) != 1 or len(features) != len(weights):
+        raise _unsound("a prediction from computed features of the same blocks", features, step)
+    return tuple(
+        (entries[0][0], _source(tuple((source, weight) for (_, source), weight in zip(entries, weights, strict=True))))
+        for entries in zip(*features, strict=True)
+    )
 
 
 def _held(held: dict[int, tuple[tuple[int, Source], ...]], slot: int, step: int) -> tuple[tuple[int, Source], ...]:

@@ -284,7 +284,7 @@ def _mask(rows: Mapping[Block, list[int]], steps: int) -> np.ndarray:
 
 def _forecast(document: Mapping[str, list[list[float]]], rows: Mapping[Block, list[int]], steps: int) -> np.ndarray:
     """Read ``_forecast_weights``' document."""
-    history = max(len(weights) for each in document.values() for weights in each)
+    history = max((len(weights) for each in document.values() for weights in each if weights), default=1)
     forecast = np.zeros((len(rows), steps, history))
     for number, block in enumerate(rows):
         for step, weights in enumerate(document[str(block)]):

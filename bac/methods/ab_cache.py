@@ -34,6 +34,9 @@ class AdamsBashforth(ByUpdates):
         updates: S, evenly spaced updates, step 0 included; the paper alternates, S = K / 2.
         slopes: k, 1 to 4. The first predictions have fewer.
         last_step: forced also updates at step K - 1.
+
+    Raises:
+        InvalidInput: a number of slopes that has no formula.
     """
 
     updates: int = 20
@@ -41,14 +44,12 @@ class AdamsBashforth(ByUpdates):
     last_step: LastStep = LastStep.FORCED
     name: str = "ab_cache"
 
-    def schedule(self, profile: FeatureProfile) -> CacheSchedule:
-        """Return the schedule; the profile gives only blocks, steps and provenance.
-
-        Raises:
-            InvalidInput: a number of slopes that has no formula.
-        """
+    def __post_init__(self) -> None:
         if self.slopes not in _ADAMS_BASHFORTH:
             raise InvalidInput(sentence("cache.slopes", expected="1 to 4", got=self.slopes, mend="choose one of these"))
+
+    def schedule(self, profile: FeatureProfile) -> CacheSchedule:
+        """Return the schedule; the profile gives only blocks, steps and provenance."""
         mask = Uniform(self.updates, self.last_step).schedule(profile).mask
         forecast = forecast_of(mask, self.slopes + 1, self._weights)
         return self.made(profile, mask, forecast)

@@ -50,6 +50,17 @@ class Parametrised:
     """A method that is a dataclass: its attributes are its parameters."""
 
     name: str
+    last_step: LastStep
+
+    @property
+    def label(self) -> str:
+        """Name with the budget, and ``free`` if the last step is."""
+        return f"{self.name}-{self.budget}{'-free' if self.last_step is LastStep.FREE else ''}"
+
+    @property
+    def budget(self) -> str:
+        """The budget as text, for instance ``s10``."""
+        raise NotImplementedError
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -68,9 +79,9 @@ class ByUpdates(Parametrised):
     updates: int
 
     @property
-    def label(self) -> str:
-        """Name with the budget."""
-        return f"{self.name}-s{self.updates}"
+    def budget(self) -> str:
+        """The budget as text."""
+        return f"s{self.updates}"
 
     def with_budget(self, budget: float) -> Self:
         """Return the method with S = ``budget``."""
@@ -90,9 +101,9 @@ class ByThreshold(Parametrised):
             )
 
     @property
-    def label(self) -> str:
-        """Name with the budget."""
-        return f"{self.name}-t{self.threshold:g}"
+    def budget(self) -> str:
+        """The budget as text."""
+        return f"t{self.threshold:g}"
 
     def with_budget(self, budget: float) -> Self:
         """Return the method with threshold ``budget``."""

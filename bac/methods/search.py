@@ -85,11 +85,11 @@ class Search(Parametrised):
             )
 
     @property
-    def label(self) -> str:
-        """Name with the budget, and with what distinguishes two searches of one budget."""
-        objective = "" if self.objective is Objective.MEAN else f"-{self.objective}"
+    def budget(self) -> str:
+        """The budget as text, with what distinguishes two searches of one budget."""
         budget = f"{self.latency_ms:g}ms" if self.gflops is None else f"{self.gflops:g}g"
-        return f"{self.name}{objective}{f'-seed{self.seed}' if self.seed else ''}-{budget}"
+        objective = "" if self.objective is Objective.MEAN else f"-{self.objective}"
+        return f"{budget}{objective}{f'-seed{self.seed}' if self.seed else ''}"
 
     def with_budget(self, budget: float) -> Self:
         """Return the method with a budget of ``budget`` GFLOPs."""

@@ -28,6 +28,9 @@ class TaylorSeer(ByUpdates):
         order: O of the series, 0 (reuse as it is) to 4; 1 to 4 in the paper. The first predictions have lower orders.
         first_steps: steps at the beginning that all update; 3 in the authors' code.
         last_step: forced also updates at step K - 1.
+
+    Raises:
+        InvalidInput: an order or a number of first steps out of range.
     """
 
     updates: int = 20
@@ -36,15 +39,21 @@ class TaylorSeer(ByUpdates):
     last_step: LastStep = LastStep.FORCED
     name: str = "taylorseer"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.order <= 4:
+            raise InvalidInput(sentence("cache.order", expected="0 to 4", got=self.order, mend="choose one of these"))
+        if self.first_steps < 1:
+            raise InvalidInput(
+                sentence("cache.first_steps", expected="at least 1", got=self.first_steps, mend="step 0 must update")
+            )
+
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Return the schedule; the profile gives only blocks, steps and provenance.
 
         Raises:
-            InvalidInput: an order or a number of first steps out of range.
+            InvalidInput: more updates or first steps than there are steps.
         """
-        if not 0 <= self.order <= 4:
-            raise InvalidInput(sentence("cache.order", expected="0 to 4", got=self.order, mend="choose one of these"))
-        if not 1 <= self.first_steps <= profile.steps:
+        if self.first_steps > profile.steps:
             raise InvalidInput(
                 sentence("cache.first_steps", expected=f"1 to {profile.steps}", got=self.first_steps, mend="choose one")
             )

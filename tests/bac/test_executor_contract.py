@@ -29,6 +29,7 @@ from bac.onnx_graph import onnx_graph
 from bac.passes import optimise
 from bac.plan import Plan, lower
 from bac.sampler_table import SamplerTable
+from bac.schedule import CacheSchedule
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from policies.diffusion_trunk import DiffusionTransformerTrunk
 from policies.samplers import DiffusionProcess, ddim, ddpm, dpm_solver
@@ -107,12 +108,26 @@ def test_is_the_eager_executor(make: Callable, config: DiffusionTransformerConfi
         torch.testing.assert_close(make(plan, trunk, sampler)(observation, noise), expected, rtol=0, atol=TOLERANCE)
 
 
-@EXECUTORS
-def test_predictions_are_the_eager_executors(make: Callable) -> None:
-    trunk, sampler = trunk_of(SMALL), ddpm(PROCESS)
-    schedule, draw = random_schedule(5, 9, trunk.blocks), np.random.default_rng(0)
+def predicted(schedule: CacheSchedule, seed: int = 0) -> CacheSchedule:
+    draw = np.random.default_rng(seed)
     forecast = forecast_of(schedule.mask, 3, lambda seen, step: draw.uniform(-1, 1, len(seen)))
-    plan = optimise(lower(replace(schedule, forecast=forecast)))
+    return replace(schedule, forecast=forecast)
+
+
+def shared(schedule: CacheSchedule) -> CacheSchedule:
+    """Give all blocks the first one's update steps and predictions, so that runs of predictions fold."""
+    first = predicted(replace(schedule, mask=schedule.mask[:1], blocks=schedule.blocks[:1]))
+    assert first.forecast is not None
+    mask, forecast = (np.repeat(each, len(schedule.blocks), axis=0) for each in (first.mask, first.forecast))
+    return replace(schedule, mask=mask, forecast=forecast)
+
+
+@EXECUTORS
+@pytest.mark.parametrize("predict", [predicted, shared])
+def test_predictions_are_the_eager_executors(make: Callable, predict: Callable) -> None:
+    trunk, sampler = trunk_of(SMALL), ddpm(PROCESS)
+    schedule = random_schedule(5, 9, trunk.blocks)
+    plan = optimise(lower(predict(schedule)))
     observation, noise = inputs(SMALL, 2, 9)
     expected = EagerExecutor(plan, trunk, sampler)(observation, noise)
     torch.testing.assert_close(make(plan, trunk, sampler)(observation, noise), expected, rtol=0, atol=TOLERANCE)

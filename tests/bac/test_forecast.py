@@ -18,8 +18,8 @@ from bac.errors import InvalidInput
 from bac.executors import EagerExecutor
 from bac.methods import AdamsBashforth, LastStep, TaylorSeer, Uniform
 from bac.methods.forecast import differences, forecast_of
-from bac.passes import optimise
-from bac.plan import Combine, Plan, lower, simulate, verify
+from bac.passes import EXACT, fold_reused_runs, optimise
+from bac.plan import Combine, Fold, Plan, lower, simulate, verify
 from bac.schedule import CacheSchedule
 from policies.diffusion_trunk import DiffusionTransformerTrunk, diffusion_transformer_sites
 from policies.samplers import DiffusionProcess, ddim
@@ -144,6 +144,75 @@ def test_verify_refuses_another_weight() -> None:
         verify(lower(other), schedule)
 
 
+FOLDED = """
+000: L0.sa>0 L0.ca>1 L0.ffn>2
+001: 6=0+1+2 +6
+002: L0.sa>3 L0.ca>4 L0.ffn>5
+003: 7=3+4+5 +7*1.5+6*-0.5
+004: +7*2.0+6*-1.0
+005: +7*2.5+6*-1.5
+""".strip()
+
+
+def test_predictions_of_equal_weights_fold() -> None:
+    mask = np.tile([True, False, True, False, False, False], (3, 1))
+    line = forecast_of(mask, 2, AdamsBashforth()._weights)
+    schedule = CacheSchedule(mask, BLOCKS[:3], PROVENANCE, "toy", {}, line)
+    folded = fold_reused_runs(lower(schedule))
+    assert str(folded) == FOLDED
+    verify(folded, schedule)
+    assert Plan.parse(FOLDED, BLOCKS[:3]) == folded
+
+
+@pytest.mark.parametrize("method", [TaylorSeer(4, order=2), AdamsBashforth(4, 2)])
+def test_one_prediction_per_step_where_all_blocks_share(method: TaylorSeer | AdamsBashforth) -> None:
+    schedule = method.schedule(PROFILE)
+    folded = fold_reused_runs(lower(schedule))
+    for step, operations in enumerate(folded.steps):
+        assert sum(not isinstance(op, Fold) for op in operations) == (len(BLOCKS) if schedule.mask[0, step] else 1)
+    # Every update of all blocks is summed at most once.
+    assert sum(isinstance(op, Fold) for op in folded.operations()) <= schedule.mask[0].sum()
+
+
+def test_predictions_of_other_weights_do_not_fold() -> None:
+    mask = np.tile([True, True, False, False], (3, 1))
+    schedule = CacheSchedule(mask, BLOCKS[:3], PROVENANCE, "toy", {}, forecast_of(mask, 2, AdamsBashforth()._weights))
+    assert schedule.forecast is not None
+    mixed = schedule.forecast.copy()
+    mixed[2, 2] *= 2
+    folded = fold_reused_runs(lower(replace(schedule, forecast=mixed)))
+    assert str(folded).splitlines()[2:] == [
+        "002: 6=3+4 7=0+1 +6*2.0+7*-1.0 +5*4.0+2*-2.0",
+        "003: 8=3+4+5 9=0+1+2 +8*3.0+9*-2.0",
+    ]
+    verify(folded, replace(schedule, forecast=mixed))
+
+
+@pytest.mark.parametrize(
+    ("line", "tampered"),
+    [
+        ("003: 7=3+4+5 +7*1.5+6*-0.5", "003: 7=3+4 +7*1.5+6*-0.5"),
+        ("003: 7=3+4+5 +7*1.5+6*-0.5", "003: 7=4+3+5 +7*1.5+6*-0.5"),
+        ("004: +7*2.0+6*-1.0", "004: +7*2.0+3*-1.0"),
+    ],
+)
+def test_refuses_a_prediction_from_features_of_other_blocks(line: str, tampered: str) -> None:
+    assert line in FOLDED
+    with pytest.raises(InvalidInput, match="expected a prediction from computed features of the same blocks"):
+        simulate(Plan.parse(FOLDED.replace(line, tampered), BLOCKS[:3]))
+
+
+@pytest.mark.parametrize("method", [TaylorSeer(4, order=2), AdamsBashforth(4, 1)])
+def test_folded_predictions_are_the_unfolded_ones(method: TaylorSeer | AdamsBashforth) -> None:
+    schedule = method.schedule(PROFILE)
+    trunk, call = DiffusionTransformerTrunk(small_network()), random_inputs(2, batch=2, steps=STEPS)
+    plain, folded = (
+        EagerExecutor(optimise(lower(schedule), passes), trunk, SAMPLER)(*call)
+        for passes in (EXACT, (fold_reused_runs, *EXACT))
+    )
+    torch.testing.assert_close(folded, plain, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_hooks_predict_as_plans_do(seed: int) -> None:
     schedule = replace(with_random_forecast(seed), provenance=PROVENANCE)
@@ -190,13 +259,27 @@ def test_refuses_a_forecast_that_cannot_be(damage: Callable[[np.ndarray], np.nda
 
 
 @pytest.mark.parametrize(
-    ("method", "told"),
+    ("make", "told"),
     [
-        (TaylorSeer(order=5), r"cache\.order: expected 0 to 4, got 5"),
-        (TaylorSeer(4, first_steps=0), r"cache\.first_steps: expected 1 to 12, got 0"),
-        (AdamsBashforth(4, slopes=5), r"cache\.slopes: expected 1 to 4, got 5"),
+        (lambda: TaylorSeer(order=5), r"cache\.order: expected 0 to 4, got 5"),
+        (lambda: TaylorSeer(order=-1), r"cache\.order: expected 0 to 4, got -1"),
+        (lambda: TaylorSeer(first_steps=0), r"cache\.first_steps: expected at least 1, got 0"),
+        (lambda: AdamsBashforth(slopes=5), r"cache\.slopes: expected 1 to 4, got 5"),
+        (lambda: AdamsBashforth(slopes=0), r"cache\.slopes: expected 1 to 4, got 0"),
     ],
 )
-def test_refuses_orders_without_a_formula(method: TaylorSeer | AdamsBashforth, told: str) -> None:
+def test_refuses_orders_without_a_formula_before_any_work(make: Callable[[], object], told: str) -> None:
     with pytest.raises(InvalidInput, match=told):
-        method.schedule(PROFILE)
+        make()
+
+
+def test_refuses_more_first_steps_than_steps() -> None:
+    with pytest.raises(InvalidInput, match=r"cache\.first_steps: expected 1 to 12, got 13"):
+        TaylorSeer(4, first_steps=13).schedule(PROFILE)
+
+
+def test_a_schedule_that_never_predicts_survives_its_file() -> None:
+    schedule = TaylorSeer(STEPS, order=2).schedule(PROFILE)
+    read = CacheSchedule.from_json(json.loads(json.dumps(schedule.to_json())))
+    assert read.digest == schedule.digest
+    assert optimise(lower(read)) == optimise(lower(schedule))

@@ -18,6 +18,7 @@ from bac.methods import (
     BwCache,
     Downstream,
     ErtaCache,
+    FoCa,
     IntervalScore,
     LastStep,
     Late,
@@ -58,6 +59,7 @@ METHODS = [
     SensitivityWeighted(updates=4, sharing=Sharing.NONE),
     TaylorSeer(updates=4),
     AdamsBashforth(updates=4),
+    FoCa(updates=4),
     SkipCache(updates=4),
     ProfilingDit(updates=4, cached_layers=1),
     BwCache(threshold=0.5),
@@ -241,14 +243,16 @@ def test_profilingdit_caches_the_contiguous_layers_that_err_least() -> None:
 
 
 def test_labels_name_the_budget() -> None:
-    assert [method.label for method in METHODS] == [
-        "none", "uniform-s4", "bac-s4", "late-s4", "bac_weighted-s4", "bac_weighted-s4",
-        "taylorseer-s4", "ab_cache-s4", "skip_cache-s4", "profilingdit-s4", "bwcache-t0.5", "teacache-t0.5",
-        "ertacache-t0.5",
-    ]  # fmt: skip
-    assert [method.with_budget(7).label for method in METHODS[1:4]] == ["uniform-s7", "bac-s7", "late-s7"]
+    named = [Uniform(4), Late(5), ErtaCache(0.5)]
+    assert [method.label for method in named] == ["uniform-s4", "late-s5", "ertacache-t0.5"]
+    assert [replace(method, last_step=LastStep.FREE).label for method in named] == [
+        "uniform-s4-free",
+        "late-s5-free",
+        "ertacache-t0.5-free",
+    ]
+    assert [method.with_budget(7).label for method in (*named[:2], NoCache())] == ["uniform-s7", "late-s7", "none"]
     assert Search().with_budget(1.25).label == "search-1.25g"
-    assert Search(2, objective=Objective.WORST, seed=3).label == "search-worst-seed3-2g"
+    assert Search(2, objective=Objective.WORST, seed=3).label == "search-2g-worst-seed3"
     assert ErtaCache().with_budget(0.125).label == "ertacache-t0.125"
 
 
@@ -257,7 +261,9 @@ def test_search_is_not_made_from_a_profile() -> None:
         Search().schedule(PROFILE)
 
 
-@pytest.mark.parametrize("method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth])
+@pytest.mark.parametrize(
+    "method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth, FoCa]
+)
 @pytest.mark.parametrize("updates", [0, STEPS + 1])
 def test_refuses_numbers_of_updates_a_call_cannot_have(method: type[Any], updates: int) -> None:
     with pytest.raises(InvalidInput, match=rf"cache.updates: expected 1 to 20, got {updates}"):

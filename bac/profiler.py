@@ -40,8 +40,7 @@ def profile_features(
         InvalidInput: a feature is NaN or never changes.
     """
     recorder = _RecordingTrunk(trunk, sampler.steps)
-    schedule = full_schedule(trunk.blocks, sampler.steps, provenance)
-    execute = EagerExecutor(lower(schedule), recorder, sampler)
+    execute = _uncached(recorder, sampler)
     totals = {metric: np.zeros((len(trunk.blocks), sampler.steps, sampler.steps)) for metric in Metric}
     residuals = _ResidualTotals(sampler.steps)
     observations = 0
@@ -66,6 +65,20 @@ def profile_features(
         residual_change=residuals.change / observations,
         residual_slope=residuals.slope,
     )
+
+
+def record_features(
+    trunk: ResidualTrunk, sampler: SamplerTable, observation: Tensor, noise: ChunkNoise
+) -> list[Tensor]:
+    """Return the features of an uncached call, per block float[K, B, T, d]; see ``profile_features`` for the memory."""
+    recorder = _RecordingTrunk(trunk, sampler.steps)
+    _uncached(recorder, sampler)(observation, noise)
+    return [torch.stack(features) for features in recorder.features]
+
+
+def _uncached(recorder: _RecordingTrunk, sampler: SamplerTable) -> EagerExecutor:
+    nowhere = Provenance("", sampler.identity)  # nothing of it is kept
+    return EagerExecutor(lower(full_schedule(recorder.blocks, sampler.steps, nowhere)), recorder, sampler)
 
 
 class _RecordingTrunk:

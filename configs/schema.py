@@ -315,11 +315,21 @@ class ParetoConfig:
     Attributes:
         methods: names of ``cache=``, each with the defaults of its YAML file.
         updates: budgets of each.
-        kept: file of what was judged so far; a killed study goes on from it.
+        thresholds: budgets of the methods that have another kind, by name.
+        free_last_step: methods that are also judged with the last step free.
+        headline: labels of the rows that are played beside those that no other row beats, for instance ``bac-s10``.
+        episodes: paired episodes of every played row; 0 plays none.
+        parallel: episodes in one policy call.
+        kept: file of what was judged and played so far; a killed study goes on from it.
     """
 
     methods: list[str]
     updates: list[int]
+    thresholds: dict[str, list[float]]
+    free_last_step: list[str]
+    headline: list[str]
+    episodes: int
+    parallel: int
     kept: str
 
 
@@ -340,6 +350,7 @@ class BenchConfig:
         executors: executors of the rows, with a weight type after a space.
         growth: axes of ``study=growth``.
         pareto: methods and budgets of ``study=pareto``.
+        sampler: of ``study=pareto``.
         memory: whether to measure the peak memory of every row, in processes of their own.
         only: time only rows whose name contains one of these, and the reference; null times all.
         stages_schedule: schedule under which ``predict`` is timed stage by stage.
@@ -352,6 +363,7 @@ class BenchConfig:
     """
 
     task: TaskConfig
+    sampler: Any
     study: str
     checkpoint: str | None
     networks: list[str]

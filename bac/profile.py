@@ -21,7 +21,7 @@ from bac.schedule import Provenance
 from bac.trunk import Block
 
 _FORMAT = "bac-profile-1"
-_SENSITIVITY = "sensitivity"
+_CALIBRATE = "run scripts/calibrate.py"
 
 
 class Metric(StrEnum):
@@ -31,6 +31,32 @@ class Metric(StrEnum):
     L1 = "l1"
     L2 = "l2"
     MSE = "mse"
+
+
+@dataclass(frozen=True)
+class _Statistic:
+    """What an optional array of a profile must be.
+
+    Attributes:
+        axes: names of its axes; a name that ``FeatureProfile`` does not know may have any length.
+        least: what no value may lie under.
+        most: what no value may lie above.
+        mend: how to get it where it is missing.
+    """
+
+    axes: tuple[str, ...]
+    least: float = -np.inf
+    most: float = np.inf
+    mend: str = f"{_CALIBRATE} again: this profile was made before that was measured"
+
+
+_STATISTICS = {
+    "sensitivity": _Statistic(("K",), least=0, mend=f"{_CALIBRATE} with sensitivity_observations above 0"),
+    "stream_change": _Statistic(("blocks + 1", "K"), least=0),
+    "residual_change": _Statistic(("K", "K"), least=0),
+    "residual_slope": _Statistic(("K", "K")),
+}
+"""The arrays that a profile may have beside its metrics, each with a field of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +70,17 @@ class FeatureProfile:
         observations: number of calibration observations N.
         provenance: the checkpoint and sampler it was measured on.
         sensitivity: float64[K], at least 0, the gain from an error in the noise estimate of each step to the executed
-            actions (``bac.sensitivity``), or None where it was not measured.
+            actions (``bac.sensitivity``).
+        stream_change: float64[blocks + 1, K], at least 0, how far the residual stream is from that of the step before,
+            as L1 norms, relative to that one; row b is the stream that block b sees, the last row what the head sees.
+            Column 0 is 0.
+        residual_change: float64[K, K], at least 0, the L1 norm of the difference of the stack's whole residual (what
+            all blocks together add to the stream) between an earlier step, the row, and a later one, the column,
+            relative to the row's.
+        residual_slope: float64[K, K], the factor on the row's residual that comes nearest to the column's, by least
+            squares on centred channels (the head's layer norm removes their mean).
+
+    What was not measured is None.
     """
 
     values: Mapping[Metric, np.ndarray]
@@ -52,6 +88,9 @@ class FeatureProfile:
     observations: int
     provenance: Provenance
     sensitivity: np.ndarray | None = None
+    stream_change: np.ndarray | None = None
+    residual_change: np.ndarray | None = None
+    residual_slope: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if set(self.values) != set(Metric):
@@ -62,14 +101,37 @@ class FeatureProfile:
             )
         for metric in Metric:
             self._require_sound(metric, self.values[metric])
-        if self.sensitivity is not None:
-            self._require_sound_sensitivity(self.sensitivity)
+        for name, array in self.statistics.items():
+            self._require_sound_statistic(name, array)
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
 
     @property
     def steps(self) -> int:
         """Number of denoising steps K."""
         return self.values[Metric.COSINE].shape[1]
+
+    @property
+    def statistics(self) -> dict[str, np.ndarray]:
+        """The optional arrays that were measured, by name."""
+        arrays = {name: getattr(self, name) for name in _STATISTICS}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    def require(self, name: str, method: str) -> np.ndarray:
+        """Return the optional array ``name`` for the method that needs it.
+
+        Raises:
+            InvalidInput: it was not measured.
+        """
+        if name not in self.statistics:
+            raise InvalidInput(
+                sentence(
+                    f"cache={method}",
+                    expected=f"a profile with {name}",
+                    got="one without",
+                    mend=_STATISTICS[name].mend,
+                )
+            )
+        return self.statistics[name]
 
     def similarity(self, metric: Metric) -> np.ndarray:
         """Return float64[blocks, K, K] in which larger means more alike: distances come negated."""
@@ -98,8 +160,8 @@ class FeatureProfile:
                 root = zarr.open_group(store, mode="w", attributes=attributes)
                 for metric, values in self.values.items():
                     root.create_array(str(metric), data=values, chunks=values.shape)
-                if self.sensitivity is not None:
-                    root.create_array(_SENSITIVITY, data=self.sensitivity)
+                for name, array in self.statistics.items():
+                    root.create_array(name, data=array)
 
         write_whole(path, write)
 
@@ -125,7 +187,7 @@ class FeatureProfile:
                     raise KeyError(f"format {attributes['format']!r}")
                 arrays = dict(root.arrays())
                 values = {metric: np.asarray(arrays[metric][:]) for metric in Metric}
-                sensitivity = np.asarray(arrays[_SENSITIVITY][:]) if _SENSITIVITY in arrays else None
+                statistics = {name: np.asarray(arrays[name][:]) for name in _STATISTICS if name in arrays}
             provenance = Provenance(attributes["checkpoint"], attributes["sampler"])
             blocks = tuple(Block.parse(name) for name in attributes["blocks"])
             observations = int(attributes["observations"])
@@ -138,16 +200,22 @@ class FeatureProfile:
                     mend="write it again with scripts/calibrate.py",
                 )
             ) from error
-        return cls(values, blocks, observations, provenance, sensitivity)
+        return cls(values, blocks, observations, provenance, **statistics)
 
-    def _require_sound_sensitivity(self, values: np.ndarray) -> None:
+    def _require_sound_statistic(self, name: str, array: np.ndarray) -> None:
+        rule = _STATISTICS[name]
+        lengths = {"K": self.steps, "blocks": len(self.blocks), "blocks + 1": len(self.blocks) + 1}
+        fits = array.ndim == len(rule.axes) and all(
+            length == lengths.get(axis, length) for axis, length in zip(rule.axes, array.shape, strict=True)
+        )
         # A single gain may be 0: where all of the clean chunk's estimate is clipped, nothing gets through.
-        if values.shape != (self.steps,) or not np.isfinite(values).all() or values.min() < 0 or values.max() == 0:
+        within = np.isfinite(array) & (array >= rule.least) & (array <= rule.most)
+        if not fits or not within.all() or not array.any():
             raise InvalidInput(
                 sentence(
-                    "feature profile, sensitivity",
-                    expected=f"{self.steps} finite gains of at least 0, not all 0",
-                    got=f"shape {values.shape} with {int((~(values >= 0)).sum())} that are negative or NaN",
+                    f"feature profile, {name}",
+                    expected=f"[{', '.join(rule.axes)}] in [{rule.least:g}, {rule.most:g}], not all 0",
+                    got=f"shape {array.shape}, {int((~within).sum())} values outside or NaN",
                     mend="measure it again",
                 )
             )

@@ -6,6 +6,8 @@ from bac.methods.bac import BlockAdaptive
 from bac.methods.bac_weighted import SensitivityWeighted, Sharing
 from bac.methods.base import LastStep, Method
 from bac.methods.bubbling_union import Downstream, bubbling_union
+from bac.methods.bwcache import BwCache
+from bac.methods.ertacache import ErtaCache
 from bac.methods.foca import FoCa
 from bac.methods.late import Late
 from bac.methods.none import NoCache, full_schedule
@@ -13,12 +15,15 @@ from bac.methods.profilingdit import ProfilingDit
 from bac.methods.search import Objective, Search
 from bac.methods.skip_cache import SkipCache
 from bac.methods.taylorseer import TaylorSeer
+from bac.methods.teacache import TeaCache
 from bac.methods.uniform import Uniform
 
 __all__ = [
     "AdamsBashforth",
     "BlockAdaptive",
+    "BwCache",
     "Downstream",
+    "ErtaCache",
     "FoCa",
     "IntervalScore",
     "LastStep",
@@ -32,6 +37,7 @@ __all__ = [
     "Sharing",
     "SkipCache",
     "TaylorSeer",
+    "TeaCache",
     "Uniform",
     "adaptive_update_steps",
     "bubbling_union",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import StrEnum
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
+
+import numpy as np
 
 from bac.errors import InvalidInput, sentence
 from bac.profile import FeatureProfile
@@ -44,20 +46,68 @@ class Method(Protocol):
         """Choose the update steps of every block."""
 
 
-class ByUpdates:
-    """What methods have in common whose budget is S, the number of updates: a dataclass with these two attributes."""
+class Parametrised:
+    """A method that is a dataclass: its attributes are its parameters."""
 
     name: str
-    updates: int
+    last_step: LastStep
 
     @property
     def label(self) -> str:
-        """Name with the budget."""
-        return f"{self.name}-s{self.updates}"
+        """Name with the budget, and ``free`` if the last step is."""
+        return f"{self.name}-{self.budget}{'-free' if self.last_step is LastStep.FREE else ''}"
+
+    @property
+    def budget(self) -> str:
+        """The budget as text, for instance ``s10``."""
+        raise NotImplementedError
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What a schedule says it was made with."""
+        return {name: value for name, value in asdict(self).items() if name != "name"}  # type: ignore[call-overload]
+
+    def made(self, profile: FeatureProfile, mask: np.ndarray, forecast: np.ndarray | None = None) -> CacheSchedule:
+        """Return the schedule of a mask bool[blocks, K], or bool[K] for all blocks, made from ``profile``."""
+        mask = np.broadcast_to(mask, (len(profile.blocks), profile.steps))
+        return CacheSchedule(mask, profile.blocks, profile.provenance, self.name, self.parameters, forecast)
+
+
+class ByUpdates(Parametrised):
+    """What methods have in common whose budget is S, the number of updates."""
+
+    updates: int
+
+    @property
+    def budget(self) -> str:
+        """The budget as text."""
+        return f"s{self.updates}"
 
     def with_budget(self, budget: float) -> Self:
         """Return the method with S = ``budget``."""
         return replace(self, updates=int(budget))  # type: ignore[type-var]
+
+
+class ByThreshold(Parametrised):
+    """What methods have in common whose budget is a threshold: the larger, the fewer updates."""
+
+    threshold: float
+
+    def __post_init__(self) -> None:
+        """Refuse a threshold that is not a number above 0."""
+        if not 0 < self.threshold < float("inf"):
+            raise InvalidInput(
+                sentence("cache.threshold", expected="above 0", got=self.threshold, mend="choose a larger one")
+            )
+
+    @property
+    def budget(self) -> str:
+        """The budget as text."""
+        return f"t{self.threshold:g}"
+
+    def with_budget(self, budget: float) -> Self:
+        """Return the method with threshold ``budget``."""
+        return replace(self, threshold=float(budget))  # type: ignore[type-var]
 
 
 def require_updates(updates: int, steps: int) -> None:

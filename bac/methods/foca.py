@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -55,8 +55,7 @@ class FoCa(ByUpdates):
                 )
             )
         forecast = np.broadcast_to(unrolled(mask[0]), (*mask.shape, int(mask[0].sum())))
-        parameters = {name: value for name, value in asdict(self).items() if name != "name"}
-        return CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters, forecast)
+        return self.made(profile, mask, forecast)
 
 
 def unrolled(updates: np.ndarray) -> np.ndarray:

@@ -15,19 +15,23 @@ from bac.errors import InvalidInput, MissingArtefact
 from bac.methods import (
     AdamsBashforth,
     BlockAdaptive,
+    BwCache,
     Downstream,
+    ErtaCache,
     FoCa,
     IntervalScore,
     LastStep,
     Late,
     Method,
     NoCache,
+    Objective,
     ProfilingDit,
     Search,
     SensitivityWeighted,
     Sharing,
     SkipCache,
     TaylorSeer,
+    TeaCache,
     Uniform,
     adaptive_update_steps,
 )
@@ -38,7 +42,14 @@ from bac.schedule import CacheSchedule
 from bac.trunk import Block, BlockKind
 
 STEPS = 20
-PROFILE = replace(random_profile(seed=5, steps=STEPS), sensitivity=np.geomspace(1e-3, 1, STEPS))
+DRAW = np.random.default_rng(0)
+PROFILE = replace(
+    random_profile(seed=5, steps=STEPS),
+    sensitivity=np.geomspace(1e-3, 1, STEPS),
+    stream_change=DRAW.random((len(BLOCKS) + 1, STEPS)),
+    residual_change=DRAW.random((STEPS, STEPS)),
+    residual_slope=DRAW.random((STEPS, STEPS)),
+)
 METHODS = [
     NoCache(),
     Uniform(updates=4),
@@ -51,6 +62,9 @@ METHODS = [
     FoCa(updates=4),
     SkipCache(updates=4),
     ProfilingDit(updates=4, cached_layers=1),
+    BwCache(threshold=0.5),
+    TeaCache(threshold=0.5),
+    ErtaCache(threshold=0.5),
 ]
 
 
@@ -164,7 +178,7 @@ def test_late_is_one_schedule_for_all_and_forces_the_last_step() -> None:
 def test_late_refuses_powers_that_crowd_the_beginning() -> None:
     for power in (0.5, float("nan")):
         with pytest.raises(InvalidInput, match=r"cache\.power: expected at least 1"):
-            Late(4, power).schedule(PROFILE)
+            Late(4, power)
 
 
 def test_weighted_minimises_squared_gain_times_squared_error() -> None:
@@ -200,7 +214,10 @@ def test_a_gain_of_zero_counts_as_very_little() -> None:
 
 
 def test_weighted_without_sensitivity_refuses() -> None:
-    with pytest.raises(InvalidInput, match="cache=bac_weighted: expected a profile with the sensitivity of steps"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"cache=bac_weighted: expected a profile with sensitivity, got one without; run .* with sensitivity_obs",
+    ):
         SensitivityWeighted().schedule(random_profile(seed=0))
 
 
@@ -226,16 +243,21 @@ def test_profilingdit_caches_the_contiguous_layers_that_err_least() -> None:
 
 
 def test_labels_name_the_budget() -> None:
-    assert [method.label for method in METHODS] == [
-        "none", "uniform-s4", "bac-s4", "late-s4", "bac_weighted-s4", "bac_weighted-s4",
-        "taylorseer-s4", "ab_cache-s4", "foca-s4", "skip_cache-s4", "profilingdit-s4",
-    ]  # fmt: skip
-    assert [method.with_budget(7).label for method in METHODS[1:4]] == ["uniform-s7", "bac-s7", "late-s7"]
+    named = [Uniform(4), Late(5), ErtaCache(0.5)]
+    assert [method.label for method in named] == ["uniform-s4", "late-s5", "ertacache-t0.5"]
+    assert [replace(method, last_step=LastStep.FREE).label for method in named] == [
+        "uniform-s4-free",
+        "late-s5-free",
+        "ertacache-t0.5-free",
+    ]
+    assert [method.with_budget(7).label for method in (*named[:2], NoCache())] == ["uniform-s7", "late-s7", "none"]
     assert Search().with_budget(1.25).label == "search-1.25g"
+    assert Search(2, objective=Objective.WORST, seed=3).label == "search-2g-worst-seed3"
+    assert ErtaCache().with_budget(0.125).label == "ertacache-t0.125"
 
 
 def test_search_is_not_made_from_a_profile() -> None:
-    with pytest.raises(MissingArtefact, match=r"schedule search-2\.4g: .*calibrate.py cache=search cache.gflops=2.4"):
+    with pytest.raises(MissingArtefact, match=r"schedule search-2\.4g: .*calibrate.py with the same cache=search"):
         Search().schedule(PROFILE)
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from bac.decoder import Affine, DecoderTrunk, PreNormDecoder
 from bac.errors import Unavailable, sentence
-from bac.executors.base import require_together
-from bac.plan import Add, Combine, Compute, Fold, Plan
+from bac.executors.base import require_together, require_width
+from bac.plan import Add, Combine, CombineGroups, Compute, Fold, Plan
 from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
 
@@ -106,6 +106,7 @@ def onnx_graph(
         ) from error
 
     decoder = trunk.decoder()
+    require_width(plan, decoder.width)
     with torch.inference_mode():
         tables = torch.stack(list(trunk.step_tables(sampler.timesteps))).float().cpu()
     graph = _Graph()
@@ -236,7 +237,14 @@ class _Unrolled:
                     case Fold(sources, into):
                         slots[into] = graph.node("Sum", *(slots[slot] for slot in sources))
                     case Combine(sources, weights):
-                        stream = graph.node("Sum", stream, *self._weighted(sources, weights, slots))
+                        named = [graph.constant(f"weight{weight!r}", weight) for weight in weights]
+                        stream = graph.node("Sum", stream, *self._weighted(sources, named, slots))
+                    case CombineGroups(block, sources, rows):
+                        named = [
+                            graph.constant(f"{plan.blocks[block]}.weight{row!r}", values)
+                            for row, values in zip(rows, plan.channel_weights(op), strict=True)
+                        ]
+                        stream = graph.node("Sum", stream, *self._weighted(sources, named, slots))
                     case Compute(block, slot):
                         feature = self._branch(block, step, stream, memories)
                         stream = graph.node("Add", stream, feature)
@@ -247,12 +255,8 @@ class _Unrolled:
             sample, original = self._update(sampler, step, sample, estimate, original)
         return sample
 
-    def _weighted(self, sources: tuple[int, ...], weights: tuple[float, ...], slots: dict[int, str]) -> list[str]:
-        graph = self._graph
-        return [
-            graph.node("Mul", slots[source], graph.constant(f"weight{weight!r}", weight))
-            for source, weight in zip(sources, weights, strict=True)
-        ]
+    def _weighted(self, sources: tuple[int, ...], weights: list[str], slots: dict[int, str]) -> list[str]:
+        return [self._graph.node("Mul", slots[source], weight) for source, weight in zip(sources, weights, strict=True)]
 
     def _memories(self, observation: str) -> list[tuple[str, str]]:
         """Return per layer keys [B, H, d/H, S] and values [B, H, S, d/H]; the time token's place holds zeros."""

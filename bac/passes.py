@@ -6,16 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
 
-from bac.plan import Add, Combine, Compute, Fold, Operation, Plan
+from bac.plan import Add, Combine, CombineGroups, Compute, Fold, Operation, Plan
 
 Pass = Callable[[Plan], Plan]
+_Groups = tuple[tuple[int, ...], ...] | None
 
 
 def fold_reused_runs(plan: Plan) -> Plan:
     """Add a run of consecutive reused features as one sum, which stays valid until one of them updates.
 
-    So too a run of predictions with equal weights: the j-th features of all of them become one sum, and the run one
-    prediction from these sums.
+    So too a run of predictions with equal weights, and equal groups of channels if they have any: the j-th features of
+    all of them become one sum, and the run one prediction from these sums.
 
     Changes numerics: (stream + a) + b becomes stream + (a + b), and w a + w b becomes w (a + b).
     """
@@ -24,7 +25,7 @@ def fold_reused_runs(plan: Plan) -> Plan:
     steps = []
     for operations in plan.steps:
         folded: list[Operation] = []
-        for run in _runs(operations):
+        for run in _runs(operations, plan.groups):
             if len(run) == 1:
                 folded.append(run[0])
             else:
@@ -60,7 +61,7 @@ def drop_dead_stores(plan: Plan) -> Plan:
                     live.update(slots)
                 case Add(slot):
                     live.add(slot)
-                case Combine(slots, _):
+                case Combine(slots, _) | CombineGroups(_, slots, _):
                     live.update(slots)
             kept.append(op)
         steps.append(tuple(reversed(kept)))
@@ -107,36 +108,38 @@ def optimise(plan: Plan, passes: tuple[Pass, ...] = DEFAULT) -> Plan:
     return reduce(lambda current, apply: apply(current), passes, plan)
 
 
-def _runs(operations: tuple[Operation, ...]) -> list[tuple[Operation, ...]]:
-    """Group consecutive Adds, and consecutive Combines of equal weights; other operations stand alone."""
+def _runs(operations: tuple[Operation, ...], groups: _Groups) -> list[tuple[Operation, ...]]:
+    """Group consecutive Adds, and consecutive predictions of equal weights; other operations stand alone."""
     runs: list[tuple[Operation, ...]] = []
     for op in operations:
-        if runs and _alike(runs[-1][0], op):
+        if runs and _alike(runs[-1][0], op, groups):
             runs[-1] = (*runs[-1], op)
         else:
             runs.append((op,))
     return runs
 
 
-def _alike(one: Operation, other: Operation) -> bool:
+def _alike(one: Operation, other: Operation, groups: _Groups) -> bool:
     match one, other:
         case Add(), Add():
             return True
         case Combine(_, weights), Combine(_, others):
             return weights == others
+        case CombineGroups(block, _, rows), CombineGroups(below, _, others):
+            return rows == others and groups is not None and groups[block] == groups[below]
         case _:
             return False
 
 
 def _of_sums(op: Operation, sums: tuple[int, ...]) -> Operation:
-    return replace(op, slots=sums) if isinstance(op, Combine) else Add(sums[0])
+    return replace(op, slots=sums) if isinstance(op, Combine | CombineGroups) else Add(sums[0])
 
 
 def _reads(op: Operation) -> tuple[int, ...]:
     match op:
         case Add(slot):
             return (slot,)
-        case Fold(slots, _) | Combine(slots, _):
+        case Fold(slots, _) | Combine(slots, _) | CombineGroups(_, slots, _):
             return slots
         case _:
             return ()
@@ -175,5 +178,7 @@ def _renamed(op: Operation, read_from: dict[int, int], home: dict[int, int]) -> 
             return Fold(tuple(read_from[slot] for slot in slots), home[into])
         case Combine(slots, weights):
             return Combine(tuple(read_from[slot] for slot in slots), weights)
+        case CombineGroups(block, slots, rows):
+            return CombineGroups(block, tuple(read_from[slot] for slot in slots), rows)
         case Compute(block, slot):
             return Compute(block, None if slot is None else home[slot])

@@ -8,7 +8,11 @@ A plan has a text form (a line per step) that parses back::
 
 ``L0.sa>0`` computes the branch on the stream, keeps the feature in slot 0 and adds it; ``L0.sa`` does not keep it;
 ``+0`` adds slot 0; ``3=0+1+2`` puts the sum of slots 0, 1 and 2 into slot 3; ``+0*1.5+4*-0.5``, a prediction, adds 1.5
-times slot 0 and -0.5 times slot 4.
+times slot 0 and -0.5 times slot 4. Where groups of channels are predicted differently, a line per block comes first, a
+digit per channel, and a weight has a value per group::
+
+    L0.sa=0010
+    004: +0*1.5|2.0+1*-0.5|-1.0@L0.sa
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bac.errors import CorruptArtefact, InvalidInput, sentence
-from bac.schedule import CacheSchedule
+from bac.schedule import GROUP_DIGITS, CacheSchedule, Weight
 from bac.trunk import Block, TrunkCost
 
 
@@ -59,9 +63,18 @@ class Combine:
     weights: tuple[float, ...]
 
 
-Operation = Compute | Add | Fold | Combine
+@dataclass(frozen=True)
+class CombineGroups:
+    """Combine by groups of channels: ``weights[j][g]`` is that of slot j in the channels of ``block``'s group g."""
 
-Source = int | tuple[tuple[int, float], ...]
+    block: int
+    slots: tuple[int, ...]
+    weights: tuple[tuple[float, ...], ...]
+
+
+Operation = Compute | Add | Fold | Combine | CombineGroups
+
+Source = int | tuple[tuple[int, Weight], ...]
 """Where a feature in the stream comes from: the step it was computed at, or (step, weight) pairs of a prediction."""
 
 
@@ -72,10 +85,12 @@ class Plan:
     Attributes:
         blocks: names for the block numbers, in the order of the stream.
         steps: per step, its operations in order.
+        groups: per block, the group of each of the d channels; None where no operation asks for them.
     """
 
     blocks: tuple[Block, ...]
     steps: tuple[tuple[Operation, ...], ...]
+    groups: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def slots(self) -> int:
@@ -91,13 +106,20 @@ class Plan:
         """Return how often a call computes each block."""
         return Counter(self.blocks[op.block] for op in self.operations() if isinstance(op, Compute))
 
+    def channel_weights(self, op: CombineGroups) -> np.ndarray:
+        """Return float64[slots, d], the weight of each slot of ``op`` in each channel."""
+        assert self.groups is not None  # simulate refuses plans that lack them
+        return np.array(op.weights)[:, self.groups[op.block]]
+
     def __str__(self) -> str:
         width = max(3, len(str(len(self.steps) - 1)))
+        rows = zip(self.blocks, self.groups or (), strict=self.groups is not None)
+        groups = (f"{block}={''.join(GROUP_DIGITS[group] for group in row)}" for block, row in rows)
         lines = (
             " ".join([f"{step:0{width}}:", *(_show(op, self.blocks) for op in operations)])
             for step, operations in enumerate(self.steps)
         )
-        return "\n".join(lines)
+        return "\n".join((*groups, *lines))
 
     @classmethod
     def parse(cls, text: str, blocks: tuple[Block, ...]) -> Plan:
@@ -108,14 +130,16 @@ class Plan:
         """
         numbers = {str(block): number for number, block in enumerate(blocks)}
         steps = []
-        for step, line in enumerate(text.strip().splitlines()):
+        lines = text.strip().splitlines()
+        groups = _read_groups(lines, blocks)
+        for step, line in enumerate(lines[len(groups or ()) :]):
             label, *words = line.split()
             if not re.fullmatch(rf"0*{step}:", label):
                 raise CorruptArtefact(
                     sentence("plan text", expected=f"a line of step {step}", got=repr(line), mend="number the lines")
                 )
             steps.append(tuple(_read(word, numbers) for word in words))
-        return cls(blocks, tuple(steps))
+        return cls(blocks, tuple(steps), groups)
 
 
 @dataclass(frozen=True)
@@ -152,14 +176,17 @@ def lower(schedule: CacheSchedule) -> Plan:
         if schedule.mask[block, step]:
             homes[block].appendleft(block + count * (int(updates[block, step]) % history))
             return Compute(block, homes[block][0])
-        weights = (1.0,) if schedule.forecast is None else tuple(schedule.forecast[block, step].tolist())
-        read = [(slot, weight) for slot, weight in zip(homes[block], weights, strict=False) if weight]
-        if [weight for _, weight in read] == [1.0]:
-            return Add(read[0][0])
-        return Combine(tuple(slot for slot, _ in read), tuple(weight for _, weight in read))
+        terms = schedule.weights(block, step)
+        slots = tuple(homes[block][place] for place, _ in terms)
+        shared = tuple(weight for _, weight in terms if isinstance(weight, float))
+        if shared == (1.0,):
+            return Add(slots[0])
+        if len(shared) == len(terms):
+            return Combine(slots, shared)
+        return CombineGroups(block, slots, tuple(weight for _, weight in terms if isinstance(weight, tuple)))
 
-    steps = range(schedule.steps)
-    return Plan(schedule.blocks, tuple(tuple(operation(block, step) for block in range(count)) for step in steps))
+    steps = tuple(tuple(operation(block, step) for block in range(count)) for step in range(schedule.steps))
+    return Plan(schedule.blocks, steps, _rows(schedule.groups))
 
 
 def simulate(plan: Plan) -> tuple[tuple[tuple[int, Source], ...], ...]:
@@ -183,6 +210,12 @@ def simulate(plan: Plan) -> tuple[tuple[tuple[int, Source], ...], ...]:
                     stream += _held(held, slot, step)
                 case Combine(slots, weights):
                     stream += _predicted([_held(held, slot, step) for slot in slots], weights, step)
+                case CombineGroups(block, slots, group_weights):
+                    entries = _predicted([_held(held, slot, step) for slot in slots], group_weights, step)
+                    others = [other for other, _ in entries if not _same_groups(plan, block, other)]
+                    if others:
+                        raise _unsound(f"blocks with the groups of {plan.blocks[block]}", others, step)
+                    stream += entries
                 case Compute(block, slot):
                     if [number for number, _ in stream] != list(range(block)):
                         raise _unsound(f"{plan.blocks[block]} to see all {block} blocks above it", stream, step)
@@ -197,8 +230,11 @@ def verify(plan: Plan, schedule: CacheSchedule) -> None:
     """Refuse a plan that does not do exactly what the schedule says.
 
     Raises:
-        InvalidInput: at some step, some block's feature is missing, twice there, or from another step.
+        InvalidInput: at some step, some block's feature is missing, twice there, or from another step, or other
+            channels are predicted together.
     """
+    if plan.groups != _rows(schedule.groups):
+        raise _unsound("the schedule's groups of channels", "others", 0)
     if len(plan.steps) != schedule.steps:
         raise _unsound(f"{schedule.steps} steps", f"{len(plan.steps)} steps", len(plan.steps))
     for step, stream in enumerate(simulate(plan)):
@@ -230,19 +266,38 @@ def _show(op: Operation, blocks: tuple[Block, ...]) -> str:
             return f"{into}={'+'.join(map(str, slots))}"
         case Combine(slots, weights):
             return "".join(f"+{slot}*{weight!r}" for slot, weight in zip(slots, weights, strict=True))
+        case CombineGroups(block, slots, group_weights):
+            terms = zip(slots, group_weights, strict=True)
+            return "".join(f"+{slot}*{'|'.join(map(repr, row))}" for slot, row in terms) + f"@{blocks[block]}"
 
 
+def _read_groups(lines: list[str], blocks: tuple[Block, ...]) -> tuple[tuple[int, ...], ...] | None:
+    """Read the lines before step 0, one per block, if there are any."""
+    found = [_GROUPS.fullmatch(line) for line in lines[: len(blocks)]]
+    if not found or found[0] is None:
+        return None
+    rows = {each["block"]: tuple(map(GROUP_DIGITS.index, each["digits"])) for each in found if each}
+    if list(rows) != list(map(str, blocks)) or len(set(map(len, rows.values()))) > 1:
+        raise CorruptArtefact(
+            sentence("plan text", expected="a line of groups per block", got=list(rows), mend="give them all")
+        )
+    return tuple(rows.values())
+
+
+_GROUPS = re.compile(r"(?P<block>L\d+\.\w+)=(?P<digits>[0-9a-z]+)")
+_NUMBER = r"-?[\d.]+(e-?\d+)?"
 _OPERATION = re.compile(
     r"\+(?P<add>\d+)"
     r"|(?P<into>\d+)=(?P<fold>\d+(\+\d+)*)"
-    r"|(?P<terms>(\+\d+\*-?[\d.]+(e-?\d+)?)+)"
+    rf"|(?P<terms>(\+\d+\*{_NUMBER})+)"
+    rf"|(?P<rows>(\+\d+\*{_NUMBER}(\|{_NUMBER})*)+)@(?P<groups>L\d+\.\w+)"
     r"|(?P<block>L\d+\.\w+)(>(?P<slot>\d+))?"
 )
 
 
 def _read(word: str, numbers: dict[str, int]) -> Operation:
     found = _OPERATION.fullmatch(word)
-    if found is None or (found["block"] and found["block"] not in numbers):
+    if found is None or not {found["block"], found["groups"]} <= {None, *numbers}:
         raise CorruptArtefact(
             sentence("plan text", expected="operations on known blocks", got=repr(word), mend="correct the word")
         )
@@ -250,9 +305,12 @@ def _read(word: str, numbers: dict[str, int]) -> Operation:
         return Add(int(found["add"]))
     if found["fold"]:
         return Fold(tuple(int(slot) for slot in found["fold"].split("+")), int(found["into"]))
-    if found["terms"]:
-        slots, weights = zip(*(term.split("*") for term in found["terms"][1:].split("+")), strict=True)
-        return Combine(tuple(map(int, slots)), tuple(map(float, weights)))
+    if terms := found["terms"] or found["rows"]:
+        slots, weights = zip(*(term.split("*") for term in terms[1:].split("+")), strict=True)
+        if found["terms"]:
+            return Combine(tuple(map(int, slots)), tuple(map(float, weights)))
+        rows = tuple(tuple(map(float, weight.split("|"))) for weight in weights)
+        return CombineGroups(numbers[found["groups"]], tuple(map(int, slots)), rows)
     return Compute(numbers[found["block"]], None if found["slot"] is None else int(found["slot"]))
 
 
@@ -264,16 +322,24 @@ def _slots(op: Operation) -> tuple[int, ...]:
             return (slot,)
         case Fold(slots, into):
             return (*slots, into)
-        case Combine(slots, _):
+        case Combine(slots, _) | CombineGroups(_, slots, _):
             return slots
 
 
-def _source(terms: tuple[tuple[int, float], ...]) -> Source:
+def _rows(groups: np.ndarray | None) -> tuple[tuple[int, ...], ...] | None:
+    return None if groups is None else tuple(map(tuple, groups.tolist()))
+
+
+def _same_groups(plan: Plan, block: int, other: int) -> bool:
+    return plan.groups is not None and (block == other or plan.groups[block] == plan.groups[other])
+
+
+def _source(terms: tuple[tuple[int, Weight], ...]) -> Source:
     return terms[0][0] if len(terms) == 1 and terms[0][1] == 1 else terms
 
 
 def _predicted(
-    features: list[tuple[tuple[int, Source], ...]], weights: tuple[float, ...], step: int
+    features: list[tuple[tuple[int, Source], ...]], weights: tuple[Weight, ...], step: int
 ) -> tuple[tuple[int, Source], ...]:
     """Return the entries of a prediction, refused unless all slots hold computed features of the same blocks."""
     blocks = {tuple(block for block, _ in feature) for feature in features}

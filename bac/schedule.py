@@ -17,6 +17,12 @@ from bac.trunk import Block
 
 _FORMAT = "bac-schedule-1"
 
+GROUP_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+"""In text a channel's group is one digit, so there are at most 36 groups."""
+
+Weight = float | tuple[float, ...]
+"""Of a computed feature in a prediction: one for all channels, or one per group of channels."""
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -72,7 +78,9 @@ class CacheSchedule:
         parameters: of the method.
         forecast: float64[blocks, K, p], how a reused feature is predicted: the sum over j of ``forecast[block, step,
             j]`` times the block's j-th latest computed feature (0 the latest); 0 where the block updates. None reuses
-            the latest feature as it is.
+            the latest feature as it is. With groups float64[blocks, K, p, G], a weight per group of channels.
+        groups: int64[blocks, d] in [0, G), which group each channel of the stream belongs to; None where all channels
+            are predicted alike.
     """
 
     mask: np.ndarray
@@ -81,6 +89,7 @@ class CacheSchedule:
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     forecast: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         mask = np.array(self.mask, dtype=bool)
@@ -106,7 +115,9 @@ class CacheSchedule:
         mask.setflags(write=False)
         object.__setattr__(self, "mask", mask)
         if self.forecast is not None:
-            object.__setattr__(self, "forecast", _sound_forecast(self.forecast, mask))
+            object.__setattr__(self, "forecast", _sound_forecast(self.forecast, mask, self.groups is not None))
+        if self.groups is not None:
+            object.__setattr__(self, "groups", _sound_groups(self.groups, mask, self.forecast))
 
     @property
     def steps(self) -> int:
@@ -123,7 +134,11 @@ class CacheSchedule:
         """SHA-256 (hex) of the mask, its rows and what it was made for; the method's name does not enter."""
         sampler = sorted(self.provenance.sampler.items())
         identity = [self._update_steps(), self.steps, self.provenance.checkpoint, sampler]
-        text = json.dumps(identity if self.forecast is None else [*identity, self._forecast_weights()])
+        if self.forecast is not None:
+            identity.append(self._forecast_weights())
+        if self.groups is not None:
+            identity.append(self._group_digits())
+        text = json.dumps(identity)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -131,16 +146,27 @@ class CacheSchedule:
         """How many computed features of a block a prediction may read, p."""
         return 1 if self.forecast is None else self.forecast.shape[2]
 
-    def terms(self, block: int, step: int) -> tuple[tuple[int, float], ...]:
+    def terms(self, block: int, step: int) -> tuple[tuple[int, Weight], ...]:
         """Return what block number ``block`` adds at ``step``: (step it was computed at, weight), the latest first."""
         computed = np.flatnonzero(self.mask[block, : step + 1])[::-1]
         if self.forecast is None or self.mask[block, step]:
             return ((int(computed[0]), 1.0),)
-        weights = self.forecast[block, step, : len(computed)]
+        return tuple((int(computed[place]), weight) for place, weight in self.weights(block, step))
+
+    def weights(self, block: int, step: int) -> tuple[tuple[int, Weight], ...]:
+        """Return how block ``block`` is predicted at ``step``: (0 for its latest feature and so on, weight), no zeros.
+
+        The weights are one number each where all groups have the same.
+        """
+        if self.forecast is None:
+            return ((0, 1.0),)
+        rows = self.forecast[block, step]
+        if rows.ndim == 2 and (rows == rows[:, :1]).all():
+            rows = rows[:, 0]
         return tuple(
-            (int(source), float(weight))
-            for source, weight in zip(computed[: self.history], weights, strict=True)
-            if weight
+            (place, float(weight) if weight.ndim == 0 else tuple(weight.tolist()))
+            for place, weight in enumerate(rows)
+            if weight.any()
         )
 
     def source_steps(self) -> np.ndarray:
@@ -191,6 +217,7 @@ class CacheSchedule:
             "steps": self.steps,
             "updates": self._update_steps(),
             **({} if self.forecast is None else {"forecast": self._forecast_weights()}),
+            **({} if self.groups is None else {"groups": self._group_digits()}),
         }
 
     @classmethod
@@ -210,8 +237,10 @@ class CacheSchedule:
                 raise ValueError(f"{steps} steps of {len(rows)} different blocks")
             provenance = Provenance(str(document["checkpoint"]), dict(document["sampler"]))
             method, parameters = str(document["method"]), dict(document["parameters"])
-            forecast = _forecast(document["forecast"], rows, steps) if "forecast" in document else None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            groups = _groups(document["groups"], rows) if "groups" in document else None
+            least = (1,) if groups is None else (1, len(GROUP_DIGITS))
+            forecast = _forecast(document["forecast"], rows, steps, least) if "forecast" in document else None
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise CorruptArtefact(
                 sentence(
                     "schedule",
@@ -220,7 +249,7 @@ class CacheSchedule:
                     mend="write it again with scripts/calibrate.py",
                 )
             ) from error
-        return cls(_mask(rows, steps), tuple(rows), provenance, method, parameters, forecast)
+        return cls(_mask(rows, steps), tuple(rows), provenance, method, parameters, forecast, groups)
 
     def save(self, path: Path) -> None:
         """Write the JSON document, one line per block."""
@@ -258,6 +287,11 @@ class CacheSchedule:
             for block, row, each in zip(self.blocks, self.mask, self.forecast, strict=True)
         }
 
+    def _group_digits(self) -> dict[str, str]:
+        assert self.groups is not None
+        rows = zip(self.blocks, self.groups.tolist(), strict=True)
+        return {str(block): "".join(GROUP_DIGITS[group] for group in row) for block, row in rows}
+
 
 def _whole(value: Any) -> int:
     if type(value) is not int:
@@ -282,10 +316,12 @@ def _mask(rows: Mapping[Block, list[int]], steps: int) -> np.ndarray:
     return mask
 
 
-def _forecast(document: Mapping[str, list[list[float]]], rows: Mapping[Block, list[int]], steps: int) -> np.ndarray:
-    """Read ``_forecast_weights``' document."""
-    history = max((len(weights) for each in document.values() for weights in each if weights), default=1)
-    forecast = np.zeros((len(rows), steps, history))
+def _forecast(
+    document: Mapping[str, list[list[Any]]], rows: Mapping[Block, list[int]], steps: int, least: tuple[int, ...]
+) -> np.ndarray:
+    """Read ``_forecast_weights``' document; weights have the shape ``least`` if there are none."""
+    shape = next((np.shape(weights) for each in document.values() for weights in each if weights), least)
+    forecast = np.zeros((len(rows), steps, *shape))
     for number, block in enumerate(rows):
         for step, weights in enumerate(document[str(block)]):
             if weights:
@@ -293,18 +329,24 @@ def _forecast(document: Mapping[str, list[list[float]]], rows: Mapping[Block, li
     return forecast
 
 
-def _sound_forecast(forecast: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return float64[blocks, K, p], zeros where the block updates.
+def _groups(document: Mapping[str, str], rows: Mapping[Block, list[int]]) -> np.ndarray:
+    """Read ``_group_digits``' document."""
+    return np.array([[GROUP_DIGITS.index(digit) for digit in document[str(block)]] for block in rows], dtype=np.int64)
+
+
+def _sound_forecast(forecast: np.ndarray, mask: np.ndarray, grouped: bool) -> np.ndarray:
+    """Return float64[blocks, K, p], or [blocks, K, p, G], zeros where the block updates.
 
     Raises:
         InvalidInput: another shape, NaN, or a weight on a feature that was not computed yet.
     """
     values = np.array(forecast, dtype=np.float64)
-    if values.ndim != 3 or values.shape[:2] != mask.shape or values.shape[2] < 1 or not np.isfinite(values).all():
+    shaped = values.ndim == 3 + grouped and values.shape[:2] == mask.shape and min(values.shape) >= 1
+    if not shaped or not np.isfinite(values).all():
         raise InvalidInput(
             sentence(
                 "schedule forecast",
-                expected=f"finite float[{mask.shape[0]} blocks, {mask.shape[1]} steps, history]",
+                expected=f"finite float[{mask.shape[0]} blocks, {mask.shape[1]} steps, history{', groups' * grouped}]",
                 got=f"shape {values.shape} with {int((~np.isfinite(values)).sum())} NaN or infinite weights",
                 mend="give one row per block",
             )
@@ -324,8 +366,31 @@ def _sound_forecast(forecast: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return values
 
 
+def _sound_groups(groups: np.ndarray, mask: np.ndarray, forecast: np.ndarray | None) -> np.ndarray:
+    """Return int64[blocks, d].
+
+    Raises:
+        InvalidInput: another shape, groups without predictions, more than 36, or one that has no weights.
+    """
+    values = np.array(groups)
+    count = 0 if forecast is None else min(forecast.shape[3], len(GROUP_DIGITS))
+    whole = values.dtype.kind in "iu" and values.ndim == 2 and len(values) == len(mask) and values.size > 0
+    if not whole or values.min() < 0 or values.max() >= count:
+        raise InvalidInput(
+            sentence(
+                "schedule groups",
+                expected=f"int[{len(mask)} blocks, channels] below {count}, the groups that have weights",
+                got=f"{values.dtype} of shape {values.shape}" + (f" up to {values.max()}" if values.size else ""),
+                mend="give every channel a group of the forecast",
+            )
+        )
+    values = values.astype(np.int64)
+    values.setflags(write=False)
+    return values
+
+
 def _pretty(document: dict[str, Any]) -> str:
-    tables = {key: document[key] for key in ("updates", "forecast") if key in document}
+    tables = {key: document[key] for key in ("updates", "groups", "forecast") if key in document}
     head = {key: value for key, value in document.items() if key not in tables}
     text = [json.dumps(head, indent=2)[:-2]]
     for key, table in tables.items():

@@ -85,3 +85,20 @@ def require_together(plan: Plan, trunk: ResidualTrunk, sampler: SamplerTable) ->
                 mend="lower the schedule of this policy and sampler",
             )
         )
+
+
+def require_width(plan: Plan, width: int) -> None:
+    """Refuse a plan whose groups are of other channels than the stream's d = ``width``.
+
+    Raises:
+        Mismatch: another number of channels.
+    """
+    if plan.groups is not None and len(plan.groups[0]) != width:
+        raise Mismatch(
+            sentence(
+                "plan",
+                expected=f"groups of {width} channels",
+                got=f"{len(plan.groups[0])} channels",
+                mend="lower the schedule of this policy",
+            )
+        )

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from bac.decoder import DecoderLayer, DecoderTrunk, PreNormDecoder
 from bac.errors import Unavailable, sentence
-from bac.executors.base import ChunkNoise, require_together
+from bac.executors.base import ChunkNoise, require_together, require_width
 from bac.executors.toolchain import build_library
-from bac.plan import Add, Combine, Compute, Fold, Operation, Plan
+from bac.plan import Add, Combine, CombineGroups, Compute, Fold, Operation, Plan
 from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
 
 _SOURCE = Path(__file__).parent / "decoder.cpp"
-_COMPUTE, _ADD, _FOLD, _COMBINE = range(4)
+_COMPUTE, _ADD, _FOLD, _COMBINE, _COMBINE_CHANNELS = range(5)
 _LANES = 16
 """Floats in the widest vector of any processor that decoder.cpp knows."""
 
@@ -101,9 +101,9 @@ class CompiledExecutor:
     ) -> None:
         require_together(plan, trunk, sampler)
         self._library, decoder = compile_for(trunk, weights)
-        self.plan = plan
         self._trunk = trunk
         self._sampler = sampler
+        self._width = decoder.width
         self._shape = (decoder.horizon, decoder.action_dim)
         with torch.inference_mode():
             self._matrices = _matrices(decoder, self._library.bac_panel(), weights)
@@ -112,7 +112,7 @@ class CompiledExecutor:
             self._tables = torch.stack(list(trunk.step_tables(sampler.timesteps))).float()
         self._visible = torch.tensor([decoder.self_visible, decoder.cross_visible], dtype=torch.int32)
         self._coefficients = torch.from_numpy(_coefficients(sampler))
-        self._operations = torch.tensor(list(_encoded(plan)), dtype=torch.int32)
+        self._take(plan)
 
     def with_plan(self, plan: Plan) -> CompiledExecutor:
         """Return an executor of another plan on the same packed weights.
@@ -122,9 +122,13 @@ class CompiledExecutor:
         """
         require_together(plan, self._trunk, self._sampler)
         other = copy(self)
-        other.plan = plan
-        other._operations = torch.tensor(list(_encoded(plan)), dtype=torch.int32)
+        other._take(plan)
         return other
+
+    def _take(self, plan: Plan) -> None:
+        require_width(plan, self._width)
+        self.plan = plan
+        self._operations, self._channel_weights = _encoded(plan)
 
     @torch.inference_mode()
     def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:
@@ -157,6 +161,7 @@ class CompiledExecutor:
             tables=self._tables.data_ptr(),
             coefficients=self._coefficients.data_ptr(),
             operations=self._operations.data_ptr(),
+            channel_weights=self._channel_weights.data_ptr(),
             condition=condition.data_ptr(),
             fresh=fresh.data_ptr(),
             sample=sample.data_ptr(),
@@ -186,6 +191,7 @@ class _Call(ctypes.Structure):
                 "tables",
                 "coefficients",
                 "operations",
+                "channel_weights",
                 "condition",
                 "fresh",
                 "sample",
@@ -247,15 +253,25 @@ def _coefficients(sampler: SamplerTable) -> np.ndarray:
     return np.ascontiguousarray(np.stack(columns, axis=1), dtype=np.float32)
 
 
-def _encoded(plan: Plan) -> Iterator[int]:
-    """Yield per step the number of operations, then each one as decoder.cpp reads it."""
+def _encoded(plan: Plan) -> tuple[Tensor, Tensor]:
+    """Return what decoder.cpp reads.
+
+    Returns:
+        int32[words], per step the number of operations, then each one; float32[rows, d], weights per channel, each row
+        once however often operations name it.
+    """
+    words: list[int] = []
+    rows: dict[bytes, int] = {}
     for operations in plan.steps:
-        yield len(operations)
+        words.append(len(operations))
         for op in operations:
-            yield from _words(op)
+            words.extend(_words(op, plan, rows))
+    weights = np.frombuffer(b"".join(rows), np.float32).copy()
+    return torch.tensor(words, dtype=torch.int32), torch.from_numpy(weights)
 
 
-def _words(op: Operation) -> tuple[int, ...]:
+def _words(op: Operation, plan: Plan, rows: dict[bytes, int]) -> tuple[int, ...]:
+    """Return an operation as integers; weights per channel go to ``rows``, values -> their number."""
     match op:
         case Compute(block, slot):
             return (_COMPUTE, block, -1 if slot is None else slot)
@@ -265,3 +281,11 @@ def _words(op: Operation) -> tuple[int, ...]:
             return (_FOLD, into, len(slots), *slots)
         case Combine(slots, weights):
             return (_COMBINE, len(slots), *slots, *np.array(weights, np.float32).view(np.int32).tolist())
+        case CombineGroups(_, slots, _):
+            values = plan.channel_weights(op).astype(np.float32)
+            return (
+                _COMBINE_CHANNELS,
+                len(slots),
+                *slots,
+                *(rows.setdefault(row.tobytes(), len(rows)) for row in values),
+            )

@@ -278,7 +278,7 @@ static_assert(kHeadWidth % kLanes == 0, "a head must fill whole vectors");
 
 // ---- a call --------------------------------------------------------------------------------------------------------
 
-constexpr int kCompute = 0, kAdd = 1, kFold = 2;           // else: combine
+constexpr int kAdd = 1, kFold = 2, kCombine = 3, kCombineChannels = 4;       // else: compute
 
 }  // namespace
 
@@ -300,6 +300,7 @@ struct Call {
     const float* tables;            // [K, layers, 2 d], keys and values of the time token
     const float* coefficients;      // [K, 7]: recover sample, estimate; to original, sample, estimate, noise, previous
     const int32_t* operations;      // per step: count, then the operations
+    const float* channel_weights;   // [rows, d], of predictions that weigh each channel by itself
     const float* condition;         // [layers, B, To, 2 d], keys and values of the observation tokens
     const float* fresh;             // [K, B, T, Da]
     float* sample;                  // [B, T, Da], in and out
@@ -349,7 +350,21 @@ void bac_chunk(const Call* call) {
                 op += count;
                 continue;
             }
-            if (kind != kCompute) {
+            if (kind == kCombineChannels) {
+                const int count = *op++;
+                for (int64_t row = 0; row < size; row += kWidth)
+                    for (int c = 0; c < kWidth; c += kLanes) {
+                        Vector total = load(stream + row + c);
+                        for (int source = 0; source < count; ++source) {
+                            const float* weights = call->channel_weights + int64_t(op[count + source]) * kWidth;
+                            total += load(slots + size * op[source] + row + c) * load(weights + c);
+                        }
+                        store(stream + row + c, total);
+                    }
+                op += 2 * count;
+                continue;
+            }
+            if (kind == kCombine) {
                 const int count = *op++;
                 for (int source = 0; source < count; ++source) {
                     float weight;

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bac.executors.base import ChunkNoise, require_together
-from bac.plan import Add, Combine, Compute, Fold, Operation, Plan
+from bac.plan import Add, Combine, CombineGroups, Compute, Fold, Operation, Plan
 from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
 
@@ -38,7 +38,7 @@ class EagerExecutor:
         with torch.inference_mode():
             tables = trunk.step_tables(sampler.timesteps)
         self._steps = [
-            (table, [_bind(op, trunk) for op in operations], _update(sampler, step))
+            (table, [_bind(op, plan, trunk) for op in operations], _update(sampler, step))
             for step, (table, operations) in enumerate(zip(tables, plan.steps, strict=True))
         ]
 
@@ -57,7 +57,7 @@ class EagerExecutor:
         return sample
 
 
-def _bind(op: Operation, trunk: ResidualTrunk) -> _Action:
+def _bind(op: Operation, plan: Plan, trunk: ResidualTrunk) -> _Action:
     match op:
         case Compute(block, int(slot)):
             return partial(_compute_and_keep, trunk, block, slot)
@@ -69,6 +69,9 @@ def _bind(op: Operation, trunk: ResidualTrunk) -> _Action:
             return partial(_fold, slots, into)
         case Combine(slots, weights):
             return partial(_combine, slots, weights)
+        case CombineGroups(_, slots, _):
+            rows = torch.tensor(plan.channel_weights(op), dtype=torch.float32, device=trunk.device)
+            return partial(_combine_channels, slots, tuple(rows))
 
 
 def _compute(trunk: ResidualTrunk, block: int, stream: Tensor, slots: _Slots, table: Any, condition: Any) -> Tensor:
@@ -107,6 +110,21 @@ def _combine(
         feature = slots[source]
         assert feature is not None
         stream = stream + weight * feature
+    return stream
+
+
+def _combine_channels(
+    sources: tuple[int, ...],
+    rows: tuple[Tensor, ...],
+    stream: Tensor,
+    slots: _Slots,
+    table: Any,
+    condition: Any,
+) -> Tensor:
+    for source, row in zip(sources, rows, strict=True):
+        feature = slots[source]
+        assert feature is not None
+        stream = torch.addcmul(stream, feature, row)
     return stream
 
 

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from bac.errors import InvalidInput, Mismatch, sentence
@@ -154,7 +155,7 @@ class CacheHooks:
 
     def _cached(self, block: int, branch: Callable[..., Tensor]) -> Callable[..., Tensor]:
         update = self._schedule.mask[block].tolist()
-        forecast = None if self._schedule.forecast is None else self._schedule.forecast[block].tolist()
+        forecast = _forecast(self._schedule, block)
 
         def compute_or_reuse(*args: Any, **kwargs: Any) -> Tensor:
             if update[self._step]:
@@ -164,9 +165,20 @@ class CacheHooks:
             features = self._features[block]
             if forecast is None:
                 return features[0]
-            return sum(weight * each for weight, each in zip(forecast[self._step], features, strict=False))
+            weights = forecast[self._step]
+            rows = weights.to(features[0]) if isinstance(weights, Tensor) else weights
+            return sum(weight * each for weight, each in zip(rows, features, strict=False))
 
         return compute_or_reuse
+
+
+def _forecast(schedule: CacheSchedule, block: int) -> list[list[float]] | Tensor | None:
+    """Return the weights of a block's features per step: p numbers, or float64[p, d] where channels differ."""
+    if schedule.forecast is None:
+        return None
+    if schedule.groups is None:
+        return schedule.forecast[block].tolist()
+    return torch.from_numpy(schedule.forecast[block][:, :, schedule.groups[block]])
 
 
 def _patch(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:

@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from toys import random_schedule
+from toys import alike, random_forecast, random_schedule, with_groups
 
 from bac.errors import InvalidInput, Mismatch, Unavailable
 from bac.executors import (
     ChunkNoise,
+    CompiledExecutor,
     CudaGraphExecutor,
     EagerExecutor,
     ExecutorKind,
@@ -24,7 +24,6 @@ from bac.executors import (
     WeightType,
     select,
 )
-from bac.methods.forecast import forecast_of
 from bac.onnx_graph import onnx_graph
 from bac.passes import optimise
 from bac.plan import Plan, lower
@@ -108,22 +107,24 @@ def test_is_the_eager_executor(make: Callable, config: DiffusionTransformerConfi
         torch.testing.assert_close(make(plan, trunk, sampler)(observation, noise), expected, rtol=0, atol=TOLERANCE)
 
 
-def predicted(schedule: CacheSchedule, seed: int = 0) -> CacheSchedule:
-    draw = np.random.default_rng(seed)
-    forecast = forecast_of(schedule.mask, 3, lambda seen, step: draw.uniform(-1, 1, len(seen)))
-    return replace(schedule, forecast=forecast)
+def predicted(schedule: CacheSchedule) -> CacheSchedule:
+    return replace(schedule, forecast=random_forecast(schedule.mask, seed=0))
 
 
-def shared(schedule: CacheSchedule) -> CacheSchedule:
-    """Give all blocks the first one's update steps and predictions, so that runs of predictions fold."""
-    first = predicted(replace(schedule, mask=schedule.mask[:1], blocks=schedule.blocks[:1]))
-    assert first.forecast is not None
-    mask, forecast = (np.repeat(each, len(schedule.blocks), axis=0) for each in (first.mask, first.forecast))
-    return replace(schedule, mask=mask, forecast=forecast)
+def grouped(schedule: CacheSchedule) -> CacheSchedule:
+    return with_groups(schedule, SMALL.width)
+
+
+PREDICTIONS = {
+    "predicted": predicted,
+    "folded": lambda schedule: alike(predicted(schedule)),
+    "grouped": grouped,
+    "grouped and folded": lambda schedule: alike(grouped(schedule)),
+}
 
 
 @EXECUTORS
-@pytest.mark.parametrize("predict", [predicted, shared])
+@pytest.mark.parametrize("predict", PREDICTIONS.values(), ids=PREDICTIONS)
 def test_predictions_are_the_eager_executors(make: Callable, predict: Callable) -> None:
     trunk, sampler = trunk_of(SMALL), ddpm(PROCESS)
     schedule = random_schedule(5, 9, trunk.blocks)
@@ -192,6 +193,19 @@ def test_refuses_what_does_not_fit(make: Callable) -> None:
     observation, noise = inputs(SMALL, 2, 9)
     with pytest.raises(InvalidInput, match="chunk noise: expected"):
         execute(observation[:1], noise)
+
+
+@pytest.mark.parametrize("make", [compiled, OnnxExecutor])
+def test_refuses_groups_of_another_width(make: Callable) -> None:
+    # Read on as they are they would be memory of something else.
+    trunk, sampler = trunk_of(SMALL), ddpm(PROCESS)
+    schedule = random_schedule(0, 9, trunk.blocks)
+    with pytest.raises(Mismatch, match="plan: expected groups of 64 channels, got 63 channels; lower"):
+        make(lower(with_groups(schedule, 63)), trunk, sampler)
+    execute = make(lower(schedule), trunk, sampler)
+    if isinstance(execute, CompiledExecutor):
+        with pytest.raises(Mismatch, match="groups of 64 channels"):
+            execute.with_plan(lower(with_groups(schedule, 63)))
 
 
 @pytest.mark.parametrize("make", [compiled, OnnxExecutor])

@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from toys import BLOCKS, PROVENANCE, drive, random_inputs, random_profile, random_schedule, sampler_step, small_network
+from toys import (
+    BLOCKS,
+    PROVENANCE,
+    drive,
+    random_forecast,
+    random_inputs,
+    random_profile,
+    random_schedule,
+    sampler_step,
+    small_network,
+    with_groups,
+)
 
 import bac
 from bac.errors import InvalidInput
@@ -32,15 +43,9 @@ SEEN = np.array([6, 4, 1])
 TOLERANCE = 1e-5
 
 
-def with_random_forecast(seed: int, history: int = 3) -> CacheSchedule:
+def with_random_forecast(seed: int) -> CacheSchedule:
     schedule = random_schedule(seed, STEPS)
-    draw = np.random.default_rng(seed)
-
-    def rule(seen: np.ndarray, step: int) -> np.ndarray:
-        weights = draw.uniform(-1, 1, len(seen))
-        return np.eye(len(seen))[0] if draw.random() < 0.3 else weights  # some hold the latest as it is
-
-    return replace(schedule, forecast=forecast_of(schedule.mask, history, rule))
+    return replace(schedule, forecast=random_forecast(schedule.mask, seed))
 
 
 def test_differences_by_hand() -> None:
@@ -214,9 +219,12 @@ def test_folded_predictions_are_the_unfolded_ones(method: TaylorSeer | AdamsBash
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_hooks_predict_as_plans_do(seed: int) -> None:
-    schedule = replace(with_random_forecast(seed), provenance=PROVENANCE)
-    network, (observation, noise) = small_network(), random_inputs(seed, batch=2, steps=STEPS)
+@pytest.mark.parametrize(
+    "make", [with_random_forecast, lambda seed: with_groups(random_schedule(seed, STEPS), 16, seed)]
+)
+def test_hooks_predict_as_plans_do(make: Callable[[int], CacheSchedule], seed: int) -> None:
+    schedule, network = make(seed), small_network()
+    observation, noise = random_inputs(seed, batch=2, steps=STEPS)
     planned = EagerExecutor(optimise(lower(schedule)), DiffusionTransformerTrunk(network), SAMPLER)(observation, noise)
     with bac.attach(diffusion_transformer_sites(network), schedule, SAMPLER.timesteps), torch.inference_mode():
         hooked = drive(network, SAMPLER, observation, noise)

@@ -8,12 +8,14 @@ block's feature comes from.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bac.executors import ChunkNoise
+from bac.methods.forecast import forecast_of
 from bac.profile import FeatureProfile, Metric
 from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule, Provenance
@@ -110,6 +112,34 @@ def random_schedule(seed: int, steps: int = 12, blocks: tuple[Block, ...] = BLOC
     mask = np.random.default_rng(seed).random((len(blocks), steps)) < 0.4
     mask[:, 0] = True
     return CacheSchedule(mask, blocks, PROVENANCE, "random")
+
+
+def random_forecast(mask: np.ndarray, seed: int) -> np.ndarray:
+    """Return random weights of the latest three features; now and then the latest is held as it is."""
+    draw = np.random.default_rng(seed)
+
+    def rule(seen: np.ndarray, step: int) -> np.ndarray:
+        weights = draw.uniform(-1, 1, len(seen))
+        return np.eye(len(seen))[0] if draw.random() < 0.3 else weights
+
+    return forecast_of(mask, 3, rule)
+
+
+def with_groups(schedule: CacheSchedule, width: int, seed: int = 0, count: int = 3) -> CacheSchedule:
+    """Return the schedule with random groups of channels, each of them predicted by random weights of its own."""
+    groups = np.random.default_rng(seed).integers(count, size=(len(schedule.blocks), width))
+    forecast = np.stack([random_forecast(schedule.mask, seed + group) for group in range(count)], axis=-1)
+    return replace(schedule, forecast=forecast, groups=groups)
+
+
+def alike(schedule: CacheSchedule) -> CacheSchedule:
+    """Give all blocks the first one's update steps, predictions and groups, so that runs of predictions fold."""
+    changes = {
+        name: np.repeat(values[:1], len(schedule.blocks), axis=0)
+        for name in ("mask", "forecast", "groups")
+        if (values := getattr(schedule, name)) is not None
+    }
+    return replace(schedule, **changes)
 
 
 def random_profile(seed: int, steps: int = 7, blocks: tuple[Block, ...] = BLOCKS) -> FeatureProfile:

@@ -8,6 +8,7 @@ from bac.methods.base import LastStep, Method
 from bac.methods.bubbling_union import Downstream, bubbling_union
 from bac.methods.bwcache import BwCache
 from bac.methods.ertacache import ErtaCache
+from bac.methods.harmonica import HarmoniCa
 from bac.methods.late import Late
 from bac.methods.none import NoCache, full_schedule
 from bac.methods.profilingdit import ProfilingDit
@@ -23,6 +24,7 @@ __all__ = [
     "BwCache",
     "Downstream",
     "ErtaCache",
+    "HarmoniCa",
     "IntervalScore",
     "LastStep",
     "Late",

@@ -18,6 +18,7 @@ from bac.methods import (
     BwCache,
     Downstream,
     ErtaCache,
+    HarmoniCa,
     IntervalScore,
     LastStep,
     Late,
@@ -48,6 +49,7 @@ PROFILE = replace(
     stream_change=DRAW.random((len(BLOCKS) + 1, STEPS)),
     residual_change=DRAW.random((STEPS, STEPS)),
     residual_slope=DRAW.random((STEPS, STEPS)),
+    gates=DRAW.random((len(BLOCKS), STEPS)),
 )
 METHODS = [
     NoCache(),
@@ -63,6 +65,7 @@ METHODS = [
     BwCache(threshold=0.5),
     TeaCache(threshold=0.5),
     ErtaCache(threshold=0.5),
+    HarmoniCa(updates=4),
 ]
 
 
@@ -240,11 +243,49 @@ def test_profilingdit_caches_the_contiguous_layers_that_err_least() -> None:
             ProfilingDit(4, cached_layers=layers).schedule(profile)
 
 
+def test_harmonica_opens_the_largest_gates() -> None:
+    gates = np.array(
+        [
+            [1.0, 0.2, 0.9, 0.4, 0.3],
+            [1.0, 0.4, 0.1, 0.0, 0.4],
+            [1.0, 0.8, 0.4, 0.0, 0.1],
+        ]
+    )
+    profile = replace(random_profile(seed=0, steps=5, blocks=BLOCKS[:3]), gates=gates)
+
+    def rows(updates: int, last_step: LastStep = LastStep.FREE) -> list[str]:
+        mask = HarmoniCa(updates, last_step).schedule(profile).mask
+        return ["".join("#" if update else "." for update in row) for row in mask]
+
+    assert rows(1) == ["#....", "#....", "#...."]
+    # 0.9, 0.8 and one of four gates of 0.4: the latest step's.
+    assert rows(2) == ["#.#..", "#...#", "##..."]
+    assert rows(2, LastStep.FORCED) == ["#.#.#", "#...#", "##..#"]
+    # The others of 0.4, latest first: L0.sa at 3, L0.ffn at 2, L0.ca at 1.
+    assert rows(3) == ["#.##.", "##..#", "###.."]
+    assert rows(5) == ["#####"] * 3
+
+
+def test_of_equal_gates_the_upper_block_wins_within_a_step() -> None:
+    gates = np.full((len(BLOCKS), STEPS), 0.5)
+    gates[:, 0] = 1
+    gates[:2, 4] = 0.6
+    mask = HarmoniCa(2, LastStep.FREE).schedule(replace(PROFILE, gates=gates)).mask
+    assert np.flatnonzero(mask[:, 4]).tolist() == [0, 1]
+    assert np.flatnonzero(mask[:, -1]).tolist() == [0, 1, 2, 3]
+    assert mask.sum() == 2 * len(BLOCKS)
+
+
+def test_harmonica_without_gates_names_the_command() -> None:
+    with pytest.raises(InvalidInput, match=r"cache=harmonica: .* got one without; run scripts/calibrate\.py task=\.\.\. cache=harmonica")::
+        HarmoniCa().schedule(random_profile(seed=0, steps=STEPS))
+
+
 def test_labels_name_the_budget() -> None:
     assert [method.label for method in METHODS] == [
         "none", "uniform-s4", "bac-s4", "late-s4", "bac_weighted-s4", "bac_weighted-s4",
         "taylorseer-s4", "ab_cache-s4", "skip_cache-s4", "profilingdit-s4", "bwcache-t0.5", "teacache-t0.5",
-        "ertacache-t0.5",
+        "ertacache-t0.5", "harmonica-s4",
     ]  # fmt: skip
     assert [method.with_budget(7).label for method in METHODS[1:4]] == ["uniform-s7", "bac-s7", "late-s7"]
     assert Search().with_budget(1.25).label == "search-1.25g"
@@ -257,7 +298,9 @@ def test_search_is_not_made_from_a_profile() -> None:
         Search().schedule(PROFILE)
 
 
-@pytest.mark.parametrize("method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth])
+@pytest.mark.parametrize(
+    "method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth, HarmoniCa]
+)
 @pytest.mark.parametrize("updates", [0, STEPS + 1])
 def test_refuses_numbers_of_updates_a_call_cannot_have(method: type[Any], updates: int) -> None:
     with pytest.raises(InvalidInput, match=rf"cache.updates: expected 1 to 20, got {updates}"):

@@ -277,7 +277,8 @@ def test_of_equal_gates_the_upper_block_wins_within_a_step() -> None:
 
 
 def test_harmonica_without_gates_names_the_command() -> None:
-    with pytest.raises(InvalidInput, match=r"cache=harmonica: .* got one without; run scripts/calibrate\.py task=\.\.\. cache=harmonica")::
+    told = r"cache=harmonica: expected a profile with gates, .* run scripts/calibrate\.py task=\.\.\. cache=harmonica"
+    with pytest.raises(InvalidInput, match=told):
         HarmoniCa().schedule(random_profile(seed=0, steps=STEPS))
 
 

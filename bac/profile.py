@@ -55,6 +55,7 @@ _STATISTICS = {
     "stream_change": _Statistic(("blocks + 1", "K"), least=0),
     "residual_change": _Statistic(("K", "K"), least=0),
     "residual_slope": _Statistic(("K", "K")),
+    "gates": _Statistic(("blocks", "K"), least=0, most=1, mend=f"{_CALIBRATE} task=... cache=harmonica"),
 }
 """The arrays that a profile may have beside its metrics, each with a field of its own."""
 
@@ -79,6 +80,7 @@ class FeatureProfile:
             relative to the row's.
         residual_slope: float64[K, K], the factor on the row's residual that comes nearest to the column's, by least
             squares on centred channels (the head's layer norm removes their mean).
+        gates: float64[blocks, K] in [0, 1], what a trained router makes of every update (``bac.router``).
 
     What was not measured is None.
     """
@@ -91,6 +93,7 @@ class FeatureProfile:
     stream_change: np.ndarray | None = None
     residual_change: np.ndarray | None = None
     residual_slope: np.ndarray | None = None
+    gates: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if set(self.values) != set(Metric):

@@ -182,6 +182,10 @@ class CalibrateConfig:
         seed: of the choice of observations and of the noise.
         sensitivity_observations: how many of them also measure the sensitivity of steps; 0 for none.
         trial_observations: how many of them judge the trials of ``cache=search``.
+        router_observations: how many of them train the router of ``cache=harmonica``.
+        router_batch: observations in one rollout of the router.
+        router_iterations: rollouts, with one step of the router's optimiser after each.
+        router_penalty: weight of the gates' share of the FLOPs against the squared action error (normalised units).
         budgets: values of ``cache.updates`` (of ``cache.gflops`` for ``search``) to write schedules for, beside the
             configured one.
         device: ``cpu`` or ``cuda``.
@@ -197,6 +201,10 @@ class CalibrateConfig:
     seed: int
     sensitivity_observations: int
     trial_observations: int
+    router_observations: int
+    router_batch: int
+    router_iterations: int
+    router_penalty: float
     budgets: list[float]
     device: str
     threads: int | None

@@ -19,6 +19,7 @@ from bac.methods import (
     Downstream,
     ErtaCache,
     FoCa,
+    HarmoniCa,
     IntervalScore,
     LastStep,
     Late,
@@ -49,6 +50,7 @@ PROFILE = replace(
     stream_change=DRAW.random((len(BLOCKS) + 1, STEPS)),
     residual_change=DRAW.random((STEPS, STEPS)),
     residual_slope=DRAW.random((STEPS, STEPS)),
+    gates=DRAW.random((len(BLOCKS), STEPS)),
 )
 METHODS = [
     NoCache(),
@@ -65,6 +67,7 @@ METHODS = [
     BwCache(threshold=0.5),
     TeaCache(threshold=0.5),
     ErtaCache(threshold=0.5),
+    HarmoniCa(updates=4),
 ]
 
 
@@ -242,6 +245,45 @@ def test_profilingdit_caches_the_contiguous_layers_that_err_least() -> None:
             ProfilingDit(4, cached_layers=layers).schedule(profile)
 
 
+def test_harmonica_opens_the_largest_gates() -> None:
+    gates = np.array(
+        [
+            [1.0, 0.2, 0.9, 0.4, 0.3],
+            [1.0, 0.4, 0.1, 0.0, 0.4],
+            [1.0, 0.8, 0.4, 0.0, 0.1],
+        ]
+    )
+    profile = replace(random_profile(seed=0, steps=5, blocks=BLOCKS[:3]), gates=gates)
+
+    def rows(updates: int, last_step: LastStep = LastStep.FREE) -> list[str]:
+        mask = HarmoniCa(updates, last_step).schedule(profile).mask
+        return ["".join("#" if update else "." for update in row) for row in mask]
+
+    assert rows(1) == ["#....", "#....", "#...."]
+    # 0.9, 0.8 and one of four gates of 0.4: the latest step's.
+    assert rows(2) == ["#.#..", "#...#", "##..."]
+    assert rows(2, LastStep.FORCED) == ["#.#.#", "#...#", "##..#"]
+    # The others of 0.4, latest first: L0.sa at 3, L0.ffn at 2, L0.ca at 1.
+    assert rows(3) == ["#.##.", "##..#", "###.."]
+    assert rows(5) == ["#####"] * 3
+
+
+def test_of_equal_gates_the_upper_block_wins_within_a_step() -> None:
+    gates = np.full((len(BLOCKS), STEPS), 0.5)
+    gates[:, 0] = 1
+    gates[:2, 4] = 0.6
+    mask = HarmoniCa(2, LastStep.FREE).schedule(replace(PROFILE, gates=gates)).mask
+    assert np.flatnonzero(mask[:, 4]).tolist() == [0, 1]
+    assert np.flatnonzero(mask[:, -1]).tolist() == [0, 1, 2, 3]
+    assert mask.sum() == 2 * len(BLOCKS)
+
+
+def test_harmonica_without_gates_names_the_command() -> None:
+    told = r"cache=harmonica: expected a profile with gates, .* run scripts/calibrate\.py task=\.\.\. cache=harmonica"
+    with pytest.raises(InvalidInput, match=told):
+        HarmoniCa().schedule(random_profile(seed=0, steps=STEPS))
+
+
 def test_labels_name_the_budget() -> None:
     named = [Uniform(4), Late(5), ErtaCache(0.5)]
     assert [method.label for method in named] == ["uniform-s4", "late-s5", "ertacache-t0.5"]
@@ -251,6 +293,12 @@ def test_labels_name_the_budget() -> None:
         "ertacache-t0.5-free",
     ]
     assert [method.with_budget(7).label for method in (*named[:2], NoCache())] == ["uniform-s7", "late-s7", "none"]
+    assert [method.label for method in METHODS] == [
+        "none", "uniform-s4", "bac-s4", "late-s4", "bac_weighted-s4", "bac_weighted-s4",
+        "taylorseer-s4", "ab_cache-s4", "skip_cache-s4", "profilingdit-s4", "bwcache-t0.5", "teacache-t0.5",
+        "ertacache-t0.5", "harmonica-s4",
+    ]  # fmt: skip
+    assert [method.with_budget(7).label for method in METHODS[1:4]] == ["uniform-s7", "bac-s7", "late-s7"]
     assert Search().with_budget(1.25).label == "search-1.25g"
     assert Search(2, objective=Objective.WORST, seed=3).label == "search-2g-worst-seed3"
     assert ErtaCache().with_budget(0.125).label == "ertacache-t0.125"
@@ -263,6 +311,7 @@ def test_search_is_not_made_from_a_profile() -> None:
 
 @pytest.mark.parametrize(
     "method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth, FoCa]
+    "method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth, HarmoniCa]
 )
 @pytest.mark.parametrize("updates", [0, STEPS + 1])
 def test_refuses_numbers_of_updates_a_call_cannot_have(method: type[Any], updates: int) -> None:

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from bac.profile import FeatureProfile
 
 SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
 SMALL = [
@@ -109,6 +112,26 @@ def test_search_is_calibrated_before_it_is_evaluated(trained: Path) -> None:
     assert results["schedule"]["parameters"]["trials"] == 12
     assert "got none with these parameters" in _run(trained, "eval", *small, *half, "cache.seed=1", ok=False)
     kept.unlink()
+
+
+def test_router_is_trained_into_the_profile_and_stays_there(trained: Path) -> None:
+    path = trained / "run" / "profiles" / "ddpm-10.zarr.zip"
+    before = FeatureProfile.load(path)
+    small = ["checkpoint=run/checkpoint.safetensors", "observations=4", "sensitivity_observations=2", "cache.updates=3"]
+    told = _run(trained, "eval", *small[:1], "cache=harmonica", "episodes=1", "task.max_steps=4", "video=0", ok=False)
+    assert "run scripts/calibrate.py task=... cache=harmonica" in told
+    router = ["cache=harmonica", "router_iterations=2", "router_observations=3"]
+    _run(trained, "calibrate", *small, *router)
+    folder, results = _results(trained, "calibrate")
+    assert (folder / "gates.png").is_file()
+    assert results["schedules"]["harmonica-s3"]["block_updates"] >= 3 * 6
+    after = FeatureProfile.load(path)
+    assert np.array_equal(after.sensitivity, before.sensitivity)
+    assert after.gates.shape == (6, 10)
+    results = _evaluate(trained, "cache=harmonica", "cache.updates=3", "video=0")
+    assert results["schedule"]["method"] == "harmonica"
+    _run(trained, "calibrate", *small, "cache=bac")
+    assert np.array_equal(FeatureProfile.load(path).gates, after.gates)
 
 
 def test_evaluation_results_carry_what_they_must(trained: Path) -> None:

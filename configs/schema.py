@@ -304,6 +304,7 @@ class Study(StrEnum):
     GROWTH = "growth"
     TRIED = "tried"
     PARETO = "pareto"
+    PEERS = "peers"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -342,13 +343,34 @@ class ParetoConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class PeersConfig:
+    """Caches of other packages that ``study=peers`` applies, a row for each value.
+
+    Attributes:
+        first_block: thresholds of diffusers' FirstBlockCache.
+        taylorseer: intervals of diffusers' TaylorSeer, steps.
+        magcache: thresholds of diffusers' MagCache.
+        magcache_skipped: most steps that MagCache skips in a row; its own default of 3 computes 40 % at any threshold.
+        dbcache: thresholds of cache-dit's DBCache, without and with its TaylorSeer.
+        calibration_observations: observations that MagCache's ratios are measured on.
+    """
+
+    first_block: list[float]
+    taylorseer: list[int]
+    magcache: list[float]
+    magcache_skipped: int
+    dbcache: list[float]
+    calibration_observations: int
+
+
+@dataclass(kw_only=True, slots=True)
 class BenchConfig:
     """``scripts/bench.py``: time rows in turn, in one process.
 
     Attributes:
         study: ``latency`` of a chunk under every executor, schedule and sampler; ``growth`` of that time with updates,
             steps, depth and width; ``tried``, what else could run a plan on a CPU; ``pareto``, error against cost of
-            all methods.
+            all methods; ``peers``, the caches of other packages.
         checkpoint: path of a checkpoint; null takes the task's shipped policy.
         networks: ``checkpoint``, ``kitchen`` (the original Kitchen sizes with random weights), or both.
         batches: batch sizes, one table each.
@@ -359,6 +381,7 @@ class BenchConfig:
         growth: axes of ``study=growth``.
         pareto: methods and budgets of ``study=pareto``.
         sampler: of ``study=pareto``.
+        peers: caches and thresholds of ``study=peers``.
         memory: whether to measure the peak memory of every row, in processes of their own.
         only: time only rows whose name contains one of these, and the reference; null times all.
         stages_schedule: schedule under which ``predict`` is timed stage by stage.
@@ -382,6 +405,7 @@ class BenchConfig:
     executors: list[str]
     growth: GrowthConfig
     pareto: ParetoConfig
+    peers: PeersConfig
     memory: bool
     only: list[str] | None
     stages_schedule: str

@@ -273,11 +273,34 @@ def test_pareto_refuses_before_it_judges(trained: Path, override: str, told: str
     assert "judge" not in said
 
 
+def test_peers_stand_beside_ours(trained: Path) -> None:
+    few = ["calls=1", "warmup=1", "error_observations=2", "only=[MagCache,BAC,bac_weighted]"]
+    values = ["peers.magcache=[0,9]", "peers.calibration_observations=2"]
+    common = ["study=peers", "checkpoint=run/checkpoint.safetensors"]
+    _run(trained, "bench", *common, *few, *values)
+    folder, results = _results(trained, "bench")
+    rows = {row["row"]: row for row in results["rows"]}
+    assert list(rows) == [
+        "reference",
+        "diffusers MagCache 0",
+        "diffusers MagCache 9",
+        "hooks, BAC S=10",
+        "compiled, BAC S=10",
+        "compiled, bac_weighted S=10",
+    ]
+    assert all(f"| {name} |" in (folder / "peers.md").read_text() for name in rows)
+    assert rows["reference"]["error"] == rows["diffusers MagCache 0"]["error"] == 0
+    cached = rows["diffusers MagCache 9"]
+    assert cached["computed"] < 1 == rows["reference"]["computed"]
+    assert 0 < cached["error"] <= cached["error_p95"]
+    assert results["refused"] == {}
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
         ("networks=[kitchn]", "error: networks: expected checkpoint, kitchen or both, got ['kitchn']"),
-        ("study=speed", "error: study: expected one of latency, growth, tried, pareto, got speed"),
+        ("study=speed", "error: study: expected one of latency, growth, tried, pareto, peers, got speed"),
         ("batches=[0]", "error: batches: expected batch sizes of at least 1, got [0]"),
         ("ddim_updates=[[5]]", "error: ddim_updates: expected pairs, got [[5]]"),
         ("stages_schedule=bac-s9", "error: schedule: expected a file or one of ['bac-s2', 'bac-s3'], got bac-s9"),

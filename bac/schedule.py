@@ -119,6 +119,14 @@ class CacheSchedule:
         return int(self.mask.sum())
 
     @property
+    def share(self) -> np.ndarray:
+        """Return float64[blocks, K], in [0, 1]: what part of a full update a block computes at each step.
+
+        0 where it reuses or predicts.
+        """
+        return self.mask.astype(np.float64)
+
+    @property
     def digest(self) -> str:
         """SHA-256 (hex) of the mask, its rows and what it was made for; the method's name does not enter."""
         sampler = sorted(self.provenance.sampler.items())

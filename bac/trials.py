@@ -8,7 +8,7 @@ from torch import Tensor
 from bac.executors import ChunkNoise, CompiledExecutor, Executor, ExecutorKind, select
 from bac.methods.none import full_schedule
 from bac.passes import optimise
-from bac.plan import Plan, cost, lower
+from bac.plan import Plan, lower, schedule_cost
 from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule, Provenance
 from bac.trunk import ResidualTrunk
@@ -56,7 +56,7 @@ class Trials:
 
     def flops(self, schedule: CacheSchedule) -> int:
         """Return what a call of the schedule computes, FLOPs at batch 1."""
-        return cost(optimise(lower(schedule)), self.trunk.cost).planned
+        return schedule_cost(schedule, self.trunk.cost).planned
 
     def _bound(self, plan: Plan) -> Executor:
         if isinstance(self._executor, CompiledExecutor):

@@ -15,8 +15,7 @@ from bac.accelerate import attach, build_executor
 from bac.executors import ChunkNoise, ExecutorKind, WeightType, select
 from bac.memory import peak_memory
 from bac.methods import BlockAdaptive, Uniform, full_schedule
-from bac.passes import optimise
-from bac.plan import cost, lower
+from bac.plan import schedule_cost
 from bac.profile import FeatureProfile
 from bac.profiler import profile_features
 from bac.schedule import CacheSchedule
@@ -198,4 +197,4 @@ def _built_shortened(policy: DiffusionPolicy, *, build: Callable[[DiffusionPolic
 
 
 def _gflops(policy: DiffusionPolicy, schedule: CacheSchedule) -> float:
-    return cost(optimise(lower(schedule)), policy.trunk.cost).planned / 1e9
+    return schedule_cost(schedule, policy.trunk.cost).planned / 1e9

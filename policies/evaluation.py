@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from bac.plan import cost
+from bac.methods import full_schedule
+from bac.plan import schedule_cost
+from bac.schedule import CacheSchedule
 from bac.timing import device_synchroniser, measure_interleaved
 from policies.diffusion_policy import DiffusionPolicy
 
@@ -36,12 +38,17 @@ def action_errors(
 
 
 def latency_and_flops(
-    cached: DiffusionPolicy, uncached: DiffusionPolicy, observation: Mapping[str, np.ndarray], calls: int
+    cached: DiffusionPolicy,
+    schedule: CacheSchedule,
+    uncached: DiffusionPolicy,
+    observation: Mapping[str, np.ndarray],
+    calls: int,
 ) -> dict[str, Any]:
     """Time ``predict`` of both in turn, and count their FLOPs.
 
     Args:
         cached: the accelerated policy.
+        schedule: what it runs.
         uncached: the same policy, nothing cached.
         observation: what ``predict`` takes; its batch is the batch that is timed.
         calls: timed calls of each.
@@ -56,7 +63,10 @@ def latency_and_flops(
         calls=calls,
         synchronise=device_synchroniser(cached.trunk.device),
     )
-    flops = {name: cost(policy.denoiser.plan, policy.trunk.cost) for name, policy in both.items()}
+    full = full_schedule(schedule.blocks, schedule.steps, schedule.provenance)
+    flops = {
+        name: schedule_cost(each, cached.trunk.cost) for name, each in {"cached": schedule, "uncached": full}.items()
+    }
     return {
         "latency_ms": {name: each.to_json() for name, each in latency.items()},
         "speedup": latency["uncached"].p50_ms / latency["cached"].p50_ms,

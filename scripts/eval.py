@@ -57,7 +57,7 @@ def main(config: EvalConfig, folder: Path) -> None:
     errors = action_errors(cached, uncached, spread)
     results["action_error"] = {"mean": float(errors.mean()), "p95": float(np.percentile(errors, 95))}
     one = demos.spread_observations(1, cached.observation_steps, HELD_OUT_SEED)
-    results |= latency_and_flops(cached, uncached, one, config.latency_calls)
+    results |= latency_and_flops(cached, schedule, uncached, one, config.latency_calls)
     results["schedule"] = _describe(schedule)
     results["executor"] = executor.to_json()
     results["provenance"] = run_provenance(torch.device(config.device), asdict(config))

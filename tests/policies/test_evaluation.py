@@ -50,8 +50,9 @@ def test_a_policy_does_not_err_against_itself_and_a_cached_one_does() -> None:
 
 def test_latency_and_flops_name_both_policies() -> None:
     policy = small_policy()
-    cached = bac.accelerate(policy, _sparse(policy))
-    measured = latency_and_flops(cached, policy, observation(1), calls=2)
+    schedule = _sparse(policy)
+    cached = bac.accelerate(policy, schedule)
+    measured = latency_and_flops(cached, schedule, policy, observation(1), calls=2)
     assert set(measured) == {"latency_ms", "speedup", "control_rate_hz", "gflops", "gflops_hoisted"}
     assert measured["latency_ms"]["uncached"]["calls"] == 2
     branches = sum(policy.trunk.cost.branch)

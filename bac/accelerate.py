@@ -13,6 +13,7 @@ from bac.passes import optimise
 from bac.plan import lower, verify
 from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule, Provenance
+from bac.token_reuse import TokenReuseTrunk
 from bac.trunk import ResidualTrunk
 
 
@@ -75,10 +76,23 @@ def build_executor(
         Unavailable: this machine does not have the executor.
     """
     schedule.require(provenance, trunk.blocks, sampler.steps)
-    selection = executor if isinstance(executor, Selection) else select(executor, trunk)
-    plan = optimise(lower(schedule))
+    runs = trunk_for(schedule, trunk)
+    selection = executor if isinstance(executor, Selection) else select(executor, runs)
+    plan = optimise(lower(schedule.plain()))
     verify(plan, schedule)
-    return selection.build(plan, trunk, sampler)
+    return selection.build(plan, runs, sampler)
+
+
+def trunk_for(schedule: CacheSchedule, trunk: ResidualTrunk) -> ResidualTrunk:
+    """Return what executors of a schedule run on: the trunk, or one that follows the schedule's token maps.
+
+    Ask ``bac.executors.select`` with this one: where there are token maps, compiled executors do not work.
+
+    Raises:
+        Mismatch: the maps are for another number of tokens.
+        Unavailable: there are maps, and the trunk cannot compute single tokens.
+    """
+    return trunk if schedule.tokens is None else TokenReuseTrunk(trunk, schedule.tokens)
 
 
 def attach(sites: SiteTable, schedule: CacheSchedule, timesteps: np.ndarray) -> CacheHooks:

@@ -140,7 +140,11 @@ def lower(schedule: CacheSchedule) -> Plan:
     """Return the plain plan of a schedule, no pass applied.
 
     Block i of B lives in slot i; where predictions read p features, the latest ones take turns in slots i, i + B, ...
+
+    Raises:
+        Unavailable: the schedule has token maps: lower its ``plain`` schedule and run it on a ``TokenReuseTrunk``.
     """
+    schedule.require_plain("plan")
     count, history = len(schedule.blocks), schedule.history
     homes: list[deque[int]] = [deque(maxlen=history) for _ in schedule.blocks]
     updates = np.cumsum(schedule.mask, axis=1) - 1

@@ -21,7 +21,7 @@ from bac.schedule import Provenance
 from bac.trunk import Block
 
 _FORMAT = "bac-profile-1"
-_SENSITIVITY = "sensitivity"
+_SENSITIVITY, _ATTENTION, _TOKEN_LIKENESS = _OPTIONAL = "sensitivity", "attention", "token_likeness"
 
 
 class Metric(StrEnum):
@@ -45,6 +45,10 @@ class FeatureProfile:
         provenance: the checkpoint and sampler it was measured on.
         sensitivity: float64[K], at least 0, the gain from an error in the noise estimate of each step to the executed
             actions (``bac.sensitivity``), or None where it was not measured.
+        attention: float32[layers, K, T], at least 0, the self-attention weights that each action token receives, summed
+            over queries and heads, or None where the trunk does not show them.
+        token_likeness: float32[blocks, K, T - 1], the cosine of the features of the action tokens t and t + 1, or None
+            as above.
     """
 
     values: Mapping[Metric, np.ndarray]
@@ -52,6 +56,8 @@ class FeatureProfile:
     observations: int
     provenance: Provenance
     sensitivity: np.ndarray | None = None
+    attention: np.ndarray | None = None
+    token_likeness: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if set(self.values) != set(Metric):
@@ -64,6 +70,12 @@ class FeatureProfile:
             self._require_sound(metric, self.values[metric])
         if self.sensitivity is not None:
             self._require_sound_sensitivity(self.sensitivity)
+        if self.attention is not None:
+            layers = 1 + max(block.layer for block in self.blocks)
+            self._require_tokens(_ATTENTION, self.attention, layers, 0, np.inf)
+        if self.token_likeness is not None:
+            # float32 rounds the cosine of equal features to a little above 1.
+            self._require_tokens(_TOKEN_LIKENESS, self.token_likeness, len(self.blocks), -1.0001, 1.0001)
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
 
     @property
@@ -98,8 +110,9 @@ class FeatureProfile:
                 root = zarr.open_group(store, mode="w", attributes=attributes)
                 for metric, values in self.values.items():
                     root.create_array(str(metric), data=values, chunks=values.shape)
-                if self.sensitivity is not None:
-                    root.create_array(_SENSITIVITY, data=self.sensitivity)
+                for name in _OPTIONAL:
+                    if (array := getattr(self, name)) is not None:
+                        root.create_array(name, data=array)
 
         write_whole(path, write)
 
@@ -125,7 +138,7 @@ class FeatureProfile:
                     raise KeyError(f"format {attributes['format']!r}")
                 arrays = dict(root.arrays())
                 values = {metric: np.asarray(arrays[metric][:]) for metric in Metric}
-                sensitivity = np.asarray(arrays[_SENSITIVITY][:]) if _SENSITIVITY in arrays else None
+                optional = {name: np.asarray(arrays[name][:]) for name in _OPTIONAL if name in arrays}
             provenance = Provenance(attributes["checkpoint"], attributes["sampler"])
             blocks = tuple(Block.parse(name) for name in attributes["blocks"])
             observations = int(attributes["observations"])
@@ -138,7 +151,7 @@ class FeatureProfile:
                     mend="write it again with scripts/calibrate.py",
                 )
             ) from error
-        return cls(values, blocks, observations, provenance, sensitivity)
+        return cls(values, blocks, observations, provenance, **optional)
 
     def _require_sound_sensitivity(self, values: np.ndarray) -> None:
         # A single gain may be 0: where all of the clean chunk's estimate is clipped, nothing gets through.
@@ -148,6 +161,18 @@ class FeatureProfile:
                     "feature profile, sensitivity",
                     expected=f"{self.steps} finite gains of at least 0, not all 0",
                     got=f"shape {values.shape} with {int((~(values >= 0)).sum())} that are negative or NaN",
+                    mend="measure it again",
+                )
+            )
+
+    def _require_tokens(self, what: str, values: np.ndarray, rows: int, least: float, most: float) -> None:
+        shaped = values.ndim == 3 and values.shape[:2] == (rows, self.steps) and values.shape[2] > 0
+        if not shaped or not np.isfinite(values).all() or values.min() < least or values.max() > most:
+            raise InvalidInput(
+                sentence(
+                    f"feature profile, {what}",
+                    expected=f"finite float[{rows}, {self.steps} steps, tokens] from {least:g} to {most:g}",
+                    got=f"shape {values.shape} with {int((~np.isfinite(values)).sum())} NaN or infinite values",
                     mend="measure it again",
                 )
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bac.executors import ChunkNoise, EagerExecutor
@@ -15,7 +16,7 @@ from bac.plan import lower
 from bac.profile import FeatureProfile, Metric
 from bac.sampler_table import SamplerTable
 from bac.schedule import Provenance
-from bac.trunk import ResidualTrunk
+from bac.trunk import BlockKind, ResidualTrunk, TokenTrunk
 
 
 def profile_features(
@@ -25,7 +26,7 @@ def profile_features(
     batches: Sequence[tuple[Tensor, ChunkNoise]],
     on_batch: Callable[[int], None] | None = None,
 ) -> FeatureProfile:
-    """Measure a feature profile.
+    """Measure a feature profile; of a ``TokenTrunk`` also how its action tokens attend to and resemble each other.
 
     Memory grows with the batch: K x B x T x d floats per block (39 MB per observation at Push-T's sizes).
 
@@ -43,27 +44,42 @@ def profile_features(
     schedule = full_schedule(trunk.blocks, sampler.steps, provenance)
     execute = EagerExecutor(lower(schedule), recorder, sampler)
     totals = {metric: np.zeros((len(trunk.blocks), sampler.steps, sampler.steps)) for metric in Metric}
+    likeness: list[Any] = [0.0 for _ in trunk.blocks]
+    attention: dict[int, Any] = dict.fromkeys(sorted({block.layer for block in trunk.blocks}), 0.0)
     observations = 0
     for done, (observation, noise) in enumerate(batches, start=1):
         recorder.features = [[] for _ in trunk.blocks]
         execute(observation, noise)
         for block, features in enumerate(recorder.features):
-            for metric, values in _compare(torch.stack(features)).items():
+            recorded = torch.stack(features)
+            for metric, values in _compare(recorded).items():
                 totals[metric][block] += values
+            likeness[block] += _token_likeness(recorded)
             features.clear()
+        for layer, received in recorder.attention.items():
+            attention[layer] += torch.stack(received).double().sum(dim=1).cpu().numpy()
+            received.clear()
         observations += len(observation)
         if on_batch is not None:
             on_batch(done)
     means = {metric: (total / observations).astype(np.float32) for metric, total in totals.items()}
-    return FeatureProfile(means, trunk.blocks, observations, provenance)
+    tokens = {"token_likeness": likeness, "attention": list(attention.values())} if recorder.attention else {}
+    return FeatureProfile(
+        means,
+        trunk.blocks,
+        observations,
+        provenance,
+        **{name: (np.stack(total) / observations).astype(np.float32) for name, total in tokens.items()},
+    )
 
 
 class _RecordingTrunk:
-    """A trunk that keeps what its branches return; all else passes through."""
+    """A trunk that keeps what its branches return, and the attention its tokens receive; all else passes through."""
 
     def __init__(self, trunk: ResidualTrunk) -> None:
         self._trunk = trunk
         self.features: list[list[Tensor]] = [[] for _ in trunk.blocks]
+        self.attention: dict[int, list[Tensor]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trunk, name)
@@ -71,7 +87,17 @@ class _RecordingTrunk:
     def branch(self, block: int, stream: Tensor, table: Any, condition: Any) -> Tensor:
         feature = self._trunk.branch(block, stream, table, condition)
         self.features[block].append(feature)
+        layer, kind = self._trunk.blocks[block].layer, self._trunk.blocks[block].kind
+        # A single token has no neighbour to resemble.
+        if kind is BlockKind.SELF_ATTENTION and isinstance(self._trunk, TokenTrunk) and self._trunk.horizon > 1:
+            self.attention.setdefault(layer, []).append(self._trunk.attention_received(layer, stream))
         return feature
+
+
+def _token_likeness(features: Tensor) -> np.ndarray:
+    """Return float64[K, T - 1] for float[K, B, T, d]: the cosine of neighbouring tokens, summed over B."""
+    cosine = F.cosine_similarity(features[:, :, :-1].double(), features[:, :, 1:].double(), dim=3)
+    return cosine.sum(dim=1).cpu().numpy()
 
 
 def _compare(features: Tensor) -> dict[Metric, np.ndarray]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from bac.errors import CorruptArtefact, InvalidInput, Mismatch, MissingArtefact, sentence
+from bac.errors import CorruptArtefact, InvalidInput, Mismatch, MissingArtefact, Unavailable, sentence
 from bac.files import write_whole
-from bac.trunk import Block
+from bac.trunk import Block, BlockKind
 
 _FORMAT = "bac-schedule-1"
 
@@ -73,6 +73,10 @@ class CacheSchedule:
         forecast: float64[blocks, K, p], how a reused feature is predicted: the sum over j of ``forecast[block, step,
             j]`` times the block's j-th latest computed feature (0 the latest); 0 where the block updates. None reuses
             the latest feature as it is.
+        tokens: int8[blocks, K, T], what each action token takes at an update: entry t' >= 0 the fresh feature of token
+            t', which is itself computed (t' = t) or, where t' != t, stands for this one too; -1 the feature the token
+            had before. All -1 where the block does not update. None where every update computes all tokens; given as
+            an array that says so, it becomes None. Only executors that ``bac.build_executor`` makes follow it.
     """
 
     mask: np.ndarray
@@ -81,6 +85,7 @@ class CacheSchedule:
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     forecast: np.ndarray | None = None
+    tokens: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         mask = np.array(self.mask, dtype=bool)
@@ -107,6 +112,8 @@ class CacheSchedule:
         object.__setattr__(self, "mask", mask)
         if self.forecast is not None:
             object.__setattr__(self, "forecast", _sound_forecast(self.forecast, mask))
+        if self.tokens is not None:
+            object.__setattr__(self, "tokens", _sound_tokens(self.tokens, mask))
 
     @property
     def steps(self) -> int:
@@ -115,24 +122,34 @@ class CacheSchedule:
 
     @property
     def updates(self) -> int:
-        """Number of block updates in a call, out of blocks x K."""
+        """Number of block updates in a call, out of blocks x K, those of some tokens included."""
         return int(self.mask.sum())
 
     @property
     def share(self) -> np.ndarray:
         """Return float64[blocks, K], in [0, 1]: what part of a full update a block computes at each step.
 
-        0 where it reuses or predicts.
+        0 where it reuses or predicts. An update of some tokens costs as much as they are of all T, but for the keys
+        and values of a self-attention, about half of it: those are of all tokens. (The attention's products are
+        counted into both halves alike, which overstates a partial update by 1 % at Push-T's sizes.)
         """
-        return self.mask.astype(np.float64)
+        share = self.mask.astype(np.float64)
+        if self.tokens is not None:
+            computed = (self.tokens == np.arange(self.tokens.shape[2])).mean(axis=2)
+            whole = np.array([0.5 if block.kind is BlockKind.SELF_ATTENTION else 0.0 for block in self.blocks])
+            share *= whole[:, None] + (1 - whole[:, None]) * computed
+        return share
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the mask, its rows and what it was made for; the method's name does not enter."""
+        """SHA-256 (hex) of what is done and what it was made for; the method's name does not enter."""
         sampler = sorted(self.provenance.sampler.items())
-        identity = [self._update_steps(), self.steps, self.provenance.checkpoint, sampler]
-        text = json.dumps(identity if self.forecast is None else [*identity, self._forecast_weights()])
-        return hashlib.sha256(text.encode()).hexdigest()
+        identity: list[Any] = [self._update_steps(), self.steps, self.provenance.checkpoint, sampler]
+        if self.forecast is not None:
+            identity.append(self._forecast_weights())
+        if self.tokens is not None:
+            identity.append({"tokens": self._token_maps()})
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     @property
     def history(self) -> int:
@@ -159,7 +176,30 @@ class CacheSchedule:
         """Return the schedule that also updates every block at step K - 1 (the authors' code always does)."""
         mask = self.mask.copy()
         mask[:, -1] = True
-        return replace(self, mask=mask)
+        tokens = None if self.tokens is None else self.tokens.copy()
+        if tokens is not None:
+            tokens[:, -1] = np.arange(tokens.shape[2])
+        return replace(self, mask=mask, tokens=tokens)
+
+    def plain(self) -> CacheSchedule:
+        """Return the same mask and predictions with whole updates, which a plan can say."""
+        return replace(self, tokens=None)
+
+    def require_plain(self, what: str) -> None:
+        """Refuse what neither plans nor hooks can follow.
+
+        Raises:
+            Unavailable: there are token maps.
+        """
+        if self.tokens is not None:
+            raise Unavailable(
+                sentence(
+                    what,
+                    expected="a schedule of whole updates",
+                    got=f"one of {self.method} with token maps",
+                    mend="give it to bac.build_executor with executor=eager",
+                )
+            )
 
     def require(self, provenance: Provenance, blocks: tuple[Block, ...], steps: int) -> None:
         """Refuse unless this schedule was made for what is about to run.
@@ -179,12 +219,16 @@ class CacheSchedule:
         self.provenance.require(provenance, "schedule")
 
     def grid(self) -> str:
-        """Return the schedule as text: a row per block, a column per step, ``#`` update and ``.`` reuse."""
+        """Return the schedule as text: a row per block, a column per step.
+
+        ``#`` is an update, ``+`` one that computes less than the whole block, ``.`` reuse.
+        """
         width = max(len(str(block)) for block in self.blocks)
         ruler = "".join(str(step // 10 % 10) if step % 10 == 0 else " " for step in range(self.steps))
         rows = [
-            f"{block!s:>{width}} {''.join('#' if update else '.' for update in row)} {int(row.sum()):>3}"
-            for block, row in zip(self.blocks, self.mask, strict=True)
+            f"{block!s:>{width}} {''.join('.+#'[int(np.ceil(part) + (part == 1))] for part in row)}"
+            f" {np.count_nonzero(row):>3}"
+            for block, row in zip(self.blocks, self.share, strict=True)
         ]
         return "\n".join([f"{'':>{width}} {ruler}", *rows])
 
@@ -199,6 +243,7 @@ class CacheSchedule:
             "steps": self.steps,
             "updates": self._update_steps(),
             **({} if self.forecast is None else {"forecast": self._forecast_weights()}),
+            **({} if self.tokens is None else {"tokens": self._token_maps()}),
         }
 
     @classmethod
@@ -219,6 +264,7 @@ class CacheSchedule:
             provenance = Provenance(str(document["checkpoint"]), dict(document["sampler"]))
             method, parameters = str(document["method"]), dict(document["parameters"])
             forecast = _forecast(document["forecast"], rows, steps) if "forecast" in document else None
+            tokens = _tokens(document["tokens"], rows, steps) if "tokens" in document else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptArtefact(
                 sentence(
@@ -228,7 +274,7 @@ class CacheSchedule:
                     mend="write it again with scripts/calibrate.py",
                 )
             ) from error
-        return cls(_mask(rows, steps), tuple(rows), provenance, method, parameters, forecast)
+        return cls(_mask(rows, steps), tuple(rows), provenance, method, parameters, forecast, tokens)
 
     def save(self, path: Path) -> None:
         """Write the JSON document, one line per block."""
@@ -266,6 +312,15 @@ class CacheSchedule:
             for block, row, each in zip(self.blocks, self.mask, self.forecast, strict=True)
         }
 
+    def _token_maps(self) -> dict[str, list[list[int]]]:
+        """Return per block the token maps of its partial updates, none where it computes all tokens or no one."""
+        assert self.tokens is not None
+        rows = zip(self.blocks, self.share, self.tokens, strict=True)
+        return {
+            str(block): [each.tolist() if 0 < part < 1 else [] for part, each in zip(row, maps, strict=True)]
+            for block, row, maps in rows
+        }
+
 
 def _whole(value: Any) -> int:
     if type(value) is not int:
@@ -292,13 +347,29 @@ def _mask(rows: Mapping[Block, list[int]], steps: int) -> np.ndarray:
 
 def _forecast(document: Mapping[str, list[list[float]]], rows: Mapping[Block, list[int]], steps: int) -> np.ndarray:
     """Read ``_forecast_weights``' document."""
-    history = max(len(weights) for each in document.values() for weights in each)
-    forecast = np.zeros((len(rows), steps, history))
+    return _filled(np.zeros((len(rows), steps, _longest(document))), document, rows)
+
+
+def _tokens(document: Mapping[str, list[list[int]]], rows: Mapping[Block, list[int]], steps: int) -> np.ndarray:
+    """Read ``_token_maps``' document."""
+    count = _longest(document)
+    whole = np.broadcast_to(np.arange(count), (len(rows), steps, count)).copy()
+    return _filled(whole, {name: [[_whole(t) for t in each] for each in row] for name, row in document.items()}, rows)
+
+
+def _longest(document: Mapping[str, list[list[Any]]]) -> int:
+    return max(len(each) for row in document.values() for each in row)
+
+
+def _filled(values: np.ndarray, document: Mapping[str, list[list[Any]]], rows: Mapping[Block, list[int]]) -> np.ndarray:
+    """Put the lists of a document into [blocks, K, n], those that are not empty."""
     for number, block in enumerate(rows):
-        for step, weights in enumerate(document[str(block)]):
-            if weights:
-                forecast[number, step] = weights
-    return forecast
+        for step, each in enumerate(document[str(block)]):
+            if each:
+                if step >= values.shape[1] or len(each) != values.shape[2]:
+                    raise ValueError(f"{len(each)} values for {block} at step {step}")
+                values[number, step] = each
+    return values
 
 
 def _sound_forecast(forecast: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -332,8 +403,49 @@ def _sound_forecast(forecast: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return values
 
 
+def _sound_tokens(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+    """Return int8[blocks, K, T], all -1 where the block does not update, or None where every update is of all tokens.
+
+    Raises:
+        InvalidInput: another shape or range, a token that takes what is not computed, or an update of no token.
+    """
+    values = np.array(tokens)
+    count = values.shape[2] if values.ndim == 3 else 0
+    whole_numbers = np.issubdtype(values.dtype, np.integer)
+    if values.shape[:2] != mask.shape or not 0 < count < 128 or not whole_numbers or not _within(values, -1, count):
+        raise InvalidInput(
+            sentence(
+                "schedule tokens",
+                expected=f"whole numbers [{mask.shape[0]} blocks, {mask.shape[1]} steps, T], each -1 to T - 1, T < 128",
+                got=f"{values.dtype} of shape {values.shape}"
+                + (f", {values.min()} to {values.max()}" if count else ""),
+                mend="give one map per update",
+            )
+        )
+    values[~mask] = -1
+    own = np.arange(count)
+    computed, kept = values == own, values == -1
+    represented = kept | np.take_along_axis(computed, np.where(kept, own, values), axis=2)
+    for wrong, expected, got in (
+        (~represented, "tokens merged into computed ones", "a token that takes the feature of one that is not"),
+        (mask[:, :, None] & ~computed.any(axis=2, keepdims=True), "updates of at least one token", "one of none"),
+        (kept[:, :1], "every token at step 0, since nothing is cached before it", "tokens that keep their features"),
+    ):
+        if wrong.any():
+            raise InvalidInput(sentence("schedule tokens", expected=expected, got=got, mend="mend the method"))
+    if computed[mask].all():
+        return None
+    values = values.astype(np.int8)
+    values.setflags(write=False)
+    return values
+
+
+def _within(values: np.ndarray, least: int, end: int) -> bool:
+    return bool(((values >= least) & (values < end)).all())
+
+
 def _pretty(document: dict[str, Any]) -> str:
-    tables = {key: document[key] for key in ("updates", "forecast") if key in document}
+    tables = {key: document[key] for key in ("updates", "forecast", "tokens") if key in document}
     head = {key: value for key, value in document.items() if key not in tables}
     text = [json.dumps(head, indent=2)[:-2]]
     for key, table in tables.items():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from bac.executors import ChunkNoise, CompiledExecutor, Executor, ExecutorKind, select
+from bac.accelerate import build_executor
+from bac.executors import ChunkNoise, CompiledExecutor, Executor, ExecutorKind
 from bac.methods.none import full_schedule
 from bac.passes import optimise
-from bac.plan import Plan, lower, schedule_cost
+from bac.plan import lower, schedule_cost
 from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule, Provenance
 from bac.trunk import ResidualTrunk
@@ -43,25 +44,25 @@ class Trials:
         self._observed = observed
         self._noise = noise
         self._executed = executed
-        self._selection = select(executor, trunk)
-        uncached = optimise(lower(full_schedule(trunk.blocks, sampler.steps, provenance)))
-        self._executor: Executor = self._selection.build(uncached, trunk, sampler)
+        self._kind = executor
+        uncached = full_schedule(trunk.blocks, sampler.steps, provenance)
+        self._executor = build_executor(uncached, trunk, sampler, provenance, executor)
         self._expected = self._actions(self._executor)
 
     def action_errors(self, schedule: CacheSchedule) -> np.ndarray:
         """Return float64[N]: per observation the mean absolute difference of the executed actions, normalised units."""
         schedule.require(self.provenance, self.trunk.blocks, self.sampler.steps)
-        actions = self._actions(self._bound(optimise(lower(schedule))))
+        actions = self._actions(self._bound(schedule))
         return (actions - self._expected).abs().mean(dim=(1, 2)).cpu().numpy()
 
     def flops(self, schedule: CacheSchedule) -> int:
         """Return what a call of the schedule computes, FLOPs at batch 1."""
         return schedule_cost(schedule, self.trunk.cost).planned
 
-    def _bound(self, plan: Plan) -> Executor:
-        if isinstance(self._executor, CompiledExecutor):
-            return self._executor.with_plan(plan)
-        return self._selection.build(plan, self.trunk, self.sampler)
+    def _bound(self, schedule: CacheSchedule) -> Executor:
+        if schedule.tokens is None and isinstance(self._executor, CompiledExecutor):
+            return self._executor.with_plan(optimise(lower(schedule)))
+        return build_executor(schedule, self.trunk, self.sampler, self.provenance, self._kind)
 
     def _actions(self, executor: Executor) -> Tensor:
         return executor(self._observed, self._noise)[:, self._executed].double()

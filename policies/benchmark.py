@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bac.accelerate import attach, build_executor
+from bac.accelerate import attach, build_executor, trunk_for
 from bac.executors import ChunkNoise, ExecutorKind, WeightType, select
 from bac.memory import peak_memory
 from bac.methods import BlockAdaptive, Uniform, full_schedule
@@ -178,7 +178,7 @@ def random_policy(
 
 
 def _planned(policy: DiffusionPolicy, *, schedule: CacheSchedule, kind: ExecutorKind, weights: WeightType) -> Denoise:
-    executor = select(kind, policy.trunk, weights)
+    executor = select(kind, trunk_for(schedule, policy.trunk), weights)
     return build_executor(schedule, policy.trunk, policy.sampler, policy.provenance, executor)
 
 

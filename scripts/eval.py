@@ -14,6 +14,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 import bac
+from bac.accelerate import trunk_for
 from bac.errors import InvalidInput, sentence
 from bac.executors import WeightType
 from bac.files import write_whole
@@ -41,8 +42,8 @@ def main(config: EvalConfig, folder: Path) -> None:
         )
     checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
     policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device)
-    executor = config.executor.select(policy.trunk)
     schedule = make_schedule(config.cache.build(), policy, checkpoint)
+    executor = config.executor.select(trunk_for(schedule, policy.trunk))
     cached = bac.accelerate(policy, schedule, executor)
     uncached = bac.accelerate(
         policy, make_schedule(NoCache(), policy, checkpoint), replace(executor, weights=WeightType.FP32)

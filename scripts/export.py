@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bac.accelerate import build_executor
+from bac.accelerate import build_executor, trunk_for
 from bac.errors import CorruptArtefact, Unavailable, sentence
 from bac.executors import ExecutorKind
 from bac.files import write_whole
@@ -37,7 +37,7 @@ def main(config: ExportConfig, folder: Path) -> None:
     seen, done = policy.checkpoint.observation_normalizer, policy.checkpoint.action_normalizer
     exported = onnx_graph(
         executor.plan,
-        policy.trunk,
+        trunk_for(schedule, policy.trunk),
         policy.sampler,
         observation_units=Units(seen.scale.numpy(), seen.offset.numpy()),
         chunk_units=Units((1 / done.scale).numpy(), (-done.offset / done.scale).numpy()),

@@ -2,6 +2,7 @@
 
 from bac.methods.ab_cache import AdamsBashforth
 from bac.methods.acs import IntervalScore, adaptive_update_steps
+from bac.methods.asymrnr import AsymRnR
 from bac.methods.bac import BlockAdaptive
 from bac.methods.bac_weighted import SensitivityWeighted, Sharing
 from bac.methods.base import LastStep, Method
@@ -12,10 +13,12 @@ from bac.methods.profilingdit import ProfilingDit
 from bac.methods.search import Objective, Search
 from bac.methods.skip_cache import SkipCache
 from bac.methods.taylorseer import TaylorSeer
+from bac.methods.toca import ToCa
 from bac.methods.uniform import Uniform
 
 __all__ = [
     "AdamsBashforth",
+    "AsymRnR",
     "BlockAdaptive",
     "Downstream",
     "IntervalScore",
@@ -30,6 +33,7 @@ __all__ = [
     "Sharing",
     "SkipCache",
     "TaylorSeer",
+    "ToCa",
     "Uniform",
     "adaptive_update_steps",
     "bubbling_union",

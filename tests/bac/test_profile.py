@@ -52,7 +52,12 @@ def test_reuse_error_is_the_mean_over_all_pairs_of_steps() -> None:
 
 
 def test_file_round_trip(tmp_path: Path) -> None:
-    profile = random_profile(seed=1)
+    draw = np.random.default_rng(0)
+    profile = replace(
+        random_profile(seed=1),
+        attention=draw.random((2, 7, 4), dtype=np.float32),
+        token_likeness=draw.random((6, 7, 3), dtype=np.float32),
+    )
     path = tmp_path / "deeper" / "p.zarr.zip"
     profile.save(path)
     read = FeatureProfile.load(str(path))
@@ -61,6 +66,8 @@ def test_file_round_trip(tmp_path: Path) -> None:
     for metric in Metric:
         assert np.array_equal(read.values[metric], profile.values[metric])
         assert read.values[metric].dtype == np.float32
+    assert np.array_equal(read.attention, profile.attention)
+    assert np.array_equal(read.token_likeness, profile.token_likeness)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -155,3 +162,18 @@ def test_sensitivity_must_be_a_gain_per_step(gains: np.ndarray) -> None:
         InvalidInput, match="feature profile, sensitivity: expected 7 finite gains of at least 0, not all 0"
     ):
         replace(random_profile(seed=0), sensitivity=gains)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "told"),
+    [
+        ({"attention": np.ones((6, 7, 4))}, r"attention: expected finite float\[2, 7 steps, tokens\] .* \(6, 7, 4\)"),
+        ({"attention": np.full((2, 7, 4), -0.1)}, "attention: expected finite .* from 0 to inf"),
+        ({"attention": np.full((2, 7, 4), np.nan)}, "attention: expected finite .* 56 NaN"),
+        ({"token_likeness": np.ones((6, 6, 3))}, r"token_likeness: expected .*6, 7 steps, .* got shape \(6, 6, 3\)"),
+        ({"token_likeness": np.full((6, 7, 3), 1.1)}, "token_likeness: expected"),
+    ],
+)
+def test_refuses_unsound_token_statistics(tokens: dict[str, np.ndarray], told: str) -> None:
+    with pytest.raises(InvalidInput, match="feature profile, " + told):
+        replace(random_profile(seed=0), **tokens)

@@ -21,7 +21,7 @@ from bac.schedule import Provenance
 from bac.trunk import Block
 
 _FORMAT = "bac-profile-1"
-_SENSITIVITY, _ATTENTION, _TOKEN_LIKENESS = _OPTIONAL = "sensitivity", "attention", "token_likeness"
+_CALIBRATE = "run scripts/calibrate.py"
 
 
 class Metric(StrEnum):
@@ -31,6 +31,35 @@ class Metric(StrEnum):
     L1 = "l1"
     L2 = "l2"
     MSE = "mse"
+
+
+@dataclass(frozen=True)
+class _Statistic:
+    """What an optional array of a profile must be.
+
+    Attributes:
+        axes: names of its axes; a name that ``FeatureProfile`` does not know may have any length.
+        least: what no value may lie under.
+        most: what no value may lie above.
+        mend: how to get it where it is missing.
+    """
+
+    axes: tuple[str, ...]
+    least: float = -np.inf
+    most: float = np.inf
+    mend: str = f"{_CALIBRATE} again: this profile was made before that was measured"
+
+
+_STATISTICS = {
+    "sensitivity": _Statistic(("K",), least=0, mend=f"{_CALIBRATE} with sensitivity_observations above 0"),
+    "stream_change": _Statistic(("blocks + 1", "K"), least=0),
+    "residual_change": _Statistic(("K", "K"), least=0),
+    "residual_slope": _Statistic(("K", "K")),
+    "attention": _Statistic(("layers", "K", "T"), least=0),
+    # float32 may round the cosine of equal features to a little more than 1.
+    "token_likeness": _Statistic(("blocks", "K", "T - 1"), least=-1.0001, most=1.0001),
+}
+"""The arrays that a profile may have beside its metrics, each with a field of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +73,20 @@ class FeatureProfile:
         observations: number of calibration observations N.
         provenance: the checkpoint and sampler it was measured on.
         sensitivity: float64[K], at least 0, the gain from an error in the noise estimate of each step to the executed
-            actions (``bac.sensitivity``), or None where it was not measured.
+            actions (``bac.sensitivity``).
+        stream_change: float64[blocks + 1, K], at least 0, how far the residual stream is from that of the step before,
+            as L1 norms, relative to that one; row b is the stream that block b sees, the last row what the head sees.
+            Column 0 is 0.
+        residual_change: float64[K, K], at least 0, the L1 norm of the difference of the stack's whole residual (what
+            all blocks together add to the stream) between an earlier step, the row, and a later one, the column,
+            relative to the row's.
+        residual_slope: float64[K, K], the factor on the row's residual that comes nearest to the column's, by least
+            squares on centred channels (the head's layer norm removes their mean).
         attention: float32[layers, K, T], at least 0, the self-attention weights that each action token receives, summed
-            over queries and heads, or None where the trunk does not show them.
-        token_likeness: float32[blocks, K, T - 1], the cosine of the features of the action tokens t and t + 1, or None
-            as above.
+            over queries and heads.
+        token_likeness: float32[blocks, K, T - 1], the cosine of the features of the action tokens t and t + 1.
+
+    What was not measured is None.
     """
 
     values: Mapping[Metric, np.ndarray]
@@ -56,6 +94,9 @@ class FeatureProfile:
     observations: int
     provenance: Provenance
     sensitivity: np.ndarray | None = None
+    stream_change: np.ndarray | None = None
+    residual_change: np.ndarray | None = None
+    residual_slope: np.ndarray | None = None
     attention: np.ndarray | None = None
     token_likeness: np.ndarray | None = None
 
@@ -68,20 +109,37 @@ class FeatureProfile:
             )
         for metric in Metric:
             self._require_sound(metric, self.values[metric])
-        if self.sensitivity is not None:
-            self._require_sound_sensitivity(self.sensitivity)
-        if self.attention is not None:
-            layers = 1 + max(block.layer for block in self.blocks)
-            self._require_tokens(_ATTENTION, self.attention, layers, 0, np.inf)
-        if self.token_likeness is not None:
-            # float32 rounds the cosine of equal features to a little above 1.
-            self._require_tokens(_TOKEN_LIKENESS, self.token_likeness, len(self.blocks), -1.0001, 1.0001)
+        for name, array in self.statistics.items():
+            self._require_sound_statistic(name, array)
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
 
     @property
     def steps(self) -> int:
         """Number of denoising steps K."""
         return self.values[Metric.COSINE].shape[1]
+
+    @property
+    def statistics(self) -> dict[str, np.ndarray]:
+        """The optional arrays that were measured, by name."""
+        arrays = {name: getattr(self, name) for name in _STATISTICS}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    def require(self, name: str, method: str) -> np.ndarray:
+        """Return the optional array ``name`` for the method that needs it.
+
+        Raises:
+            InvalidInput: it was not measured.
+        """
+        if name not in self.statistics:
+            raise InvalidInput(
+                sentence(
+                    f"cache={method}",
+                    expected=f"a profile with {name}",
+                    got="one without",
+                    mend=_STATISTICS[name].mend,
+                )
+            )
+        return self.statistics[name]
 
     def similarity(self, metric: Metric) -> np.ndarray:
         """Return float64[blocks, K, K] in which larger means more alike: distances come negated."""
@@ -110,9 +168,8 @@ class FeatureProfile:
                 root = zarr.open_group(store, mode="w", attributes=attributes)
                 for metric, values in self.values.items():
                     root.create_array(str(metric), data=values, chunks=values.shape)
-                for name in _OPTIONAL:
-                    if (array := getattr(self, name)) is not None:
-                        root.create_array(name, data=array)
+                for name, array in self.statistics.items():
+                    root.create_array(name, data=array)
 
         write_whole(path, write)
 
@@ -138,7 +195,7 @@ class FeatureProfile:
                     raise KeyError(f"format {attributes['format']!r}")
                 arrays = dict(root.arrays())
                 values = {metric: np.asarray(arrays[metric][:]) for metric in Metric}
-                optional = {name: np.asarray(arrays[name][:]) for name in _OPTIONAL if name in arrays}
+                statistics = {name: np.asarray(arrays[name][:]) for name in _STATISTICS if name in arrays}
             provenance = Provenance(attributes["checkpoint"], attributes["sampler"])
             blocks = tuple(Block.parse(name) for name in attributes["blocks"])
             observations = int(attributes["observations"])
@@ -151,28 +208,23 @@ class FeatureProfile:
                     mend="write it again with scripts/calibrate.py",
                 )
             ) from error
-        return cls(values, blocks, observations, provenance, **optional)
+        return cls(values, blocks, observations, provenance, **statistics)
 
-    def _require_sound_sensitivity(self, values: np.ndarray) -> None:
+    def _require_sound_statistic(self, name: str, array: np.ndarray) -> None:
+        rule = _STATISTICS[name]
+        layers = 1 + max(block.layer for block in self.blocks)
+        lengths = {"K": self.steps, "layers": layers, "blocks": len(self.blocks), "blocks + 1": len(self.blocks) + 1}
+        fits = array.ndim == len(rule.axes) and all(
+            length == lengths.get(axis, length) for axis, length in zip(rule.axes, array.shape, strict=True)
+        )
         # A single gain may be 0: where all of the clean chunk's estimate is clipped, nothing gets through.
-        if values.shape != (self.steps,) or not np.isfinite(values).all() or values.min() < 0 or values.max() == 0:
+        within = np.isfinite(array) & (array >= rule.least) & (array <= rule.most)
+        if not fits or not within.all() or not array.any():
             raise InvalidInput(
                 sentence(
-                    "feature profile, sensitivity",
-                    expected=f"{self.steps} finite gains of at least 0, not all 0",
-                    got=f"shape {values.shape} with {int((~(values >= 0)).sum())} that are negative or NaN",
-                    mend="measure it again",
-                )
-            )
-
-    def _require_tokens(self, what: str, values: np.ndarray, rows: int, least: float, most: float) -> None:
-        shaped = values.ndim == 3 and values.shape[:2] == (rows, self.steps) and values.shape[2] > 0
-        if not shaped or not np.isfinite(values).all() or values.min() < least or values.max() > most:
-            raise InvalidInput(
-                sentence(
-                    f"feature profile, {what}",
-                    expected=f"finite float[{rows}, {self.steps} steps, tokens] from {least:g} to {most:g}",
-                    got=f"shape {values.shape} with {int((~np.isfinite(values)).sum())} NaN or infinite values",
+                    f"feature profile, {name}",
+                    expected=f"[{', '.join(rule.axes)}] in [{rule.least:g}, {rule.most:g}], not all 0",
+                    got=f"shape {array.shape}, {int((~within).sum())} values outside or NaN",
                     mend="measure it again",
                 )
             )

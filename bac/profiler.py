@@ -40,15 +40,16 @@ def profile_features(
     Raises:
         InvalidInput: a feature is NaN or never changes.
     """
-    recorder = _RecordingTrunk(trunk)
+    recorder = _RecordingTrunk(trunk, sampler.steps)
     schedule = full_schedule(trunk.blocks, sampler.steps, provenance)
     execute = EagerExecutor(lower(schedule), recorder, sampler)
     totals = {metric: np.zeros((len(trunk.blocks), sampler.steps, sampler.steps)) for metric in Metric}
+    residuals = _ResidualTotals(sampler.steps)
     likeness: list[Any] = [0.0 for _ in trunk.blocks]
     attention: dict[int, Any] = dict.fromkeys(sorted({block.layer for block in trunk.blocks}), 0.0)
     observations = 0
     for done, (observation, noise) in enumerate(batches, start=1):
-        recorder.features = [[] for _ in trunk.blocks]
+        recorder.begin()
         execute(observation, noise)
         for block, features in enumerate(recorder.features):
             recorded = torch.stack(features)
@@ -56,9 +57,9 @@ def profile_features(
                 totals[metric][block] += values
             likeness[block] += _token_likeness(recorded)
             features.clear()
+        residuals.add(torch.stack(recorder.residuals))
         for layer, received in recorder.attention.items():
             attention[layer] += torch.stack(received).double().sum(dim=1).cpu().numpy()
-            received.clear()
         observations += len(observation)
         if on_batch is not None:
             on_batch(done)
@@ -69,29 +70,83 @@ def profile_features(
         trunk.blocks,
         observations,
         provenance,
+        stream_change=recorder.change / observations,
+        residual_change=residuals.change / observations,
+        residual_slope=residuals.slope,
         **{name: (np.stack(total) / observations).astype(np.float32) for name, total in tokens.items()},
     )
 
 
 class _RecordingTrunk:
-    """A trunk that keeps what its branches return, and the attention its tokens receive; all else passes through."""
+    """A trunk that keeps what its branches return and watches the stream; all else passes through.
 
-    def __init__(self, trunk: ResidualTrunk) -> None:
+    Attributes:
+        features: per block and step, float[B, T, d].
+        residuals: per step, what all blocks together added to the stream, float[B, T, d].
+        attention: layer -> per step, the attention that its tokens receive, float[B, T]; empty where the trunk does not
+            show it, or has a single token, without a neighbour to resemble.
+        change: float64[blocks + 1, K], relative change of the stream from the step before, summed over all rows so far.
+    """
+
+    def __init__(self, trunk: ResidualTrunk, steps: int) -> None:
         self._trunk = trunk
-        self.features: list[list[Tensor]] = [[] for _ in trunk.blocks]
-        self.attention: dict[int, list[Tensor]] = {}
+        self.change = np.zeros((len(trunk.blocks) + 1, steps))
+        self.begin()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trunk, name)
 
+    def begin(self) -> None:
+        """Forget the call before."""
+        points = len(self._trunk.blocks) + 1
+        self.features: list[list[Tensor]] = [[] for _ in self._trunk.blocks]
+        self.residuals: list[Tensor] = []
+        self.attention: dict[int, list[Tensor]] = {}
+        self._streams: list[Tensor | None] = [None] * points
+
     def branch(self, block: int, stream: Tensor, table: Any, condition: Any) -> Tensor:
+        self._watch(block, stream)
         feature = self._trunk.branch(block, stream, table, condition)
         self.features[block].append(feature)
         layer, kind = self._trunk.blocks[block].layer, self._trunk.blocks[block].kind
-        # A single token has no neighbour to resemble.
         if kind is BlockKind.SELF_ATTENTION and isinstance(self._trunk, TokenTrunk) and self._trunk.horizon > 1:
             self.attention.setdefault(layer, []).append(self._trunk.attention_received(layer, stream))
         return feature
+
+    def head(self, stream: Tensor) -> Tensor:
+        self._watch(len(self._trunk.blocks), stream)
+        embedded = self._streams[0]
+        assert embedded is not None  # block 0 saw it
+        self.residuals.append(stream - embedded)
+        return self._trunk.head(stream)
+
+    def _watch(self, point: int, stream: Tensor) -> None:
+        before = self._streams[point]
+        if before is not None:
+            change = (stream - before).abs().sum(dim=(1, 2)) / before.abs().sum(dim=(1, 2))
+            self.change[point, len(self.residuals)] += float(change.double().sum())
+        self._streams[point] = stream
+
+
+class _ResidualTotals:
+    """Compares the stack's whole residual between steps, summed over rows."""
+
+    def __init__(self, steps: int) -> None:
+        self.change = np.zeros((steps, steps))
+        self._gram = np.zeros((steps, steps))
+
+    @property
+    def slope(self) -> np.ndarray:
+        """float64[K, K], least-squares factor from the row's residual to the column's."""
+        return self._gram / self._gram.diagonal()[:, None]
+
+    def add(self, residuals: Tensor) -> None:
+        """Count float[K, B, T, d]."""
+        rows = residuals.flatten(2).transpose(0, 1)
+        change = torch.cdist(rows, rows, p=1) / rows.abs().sum(dim=2, keepdim=True)
+        self.change += change.double().sum(dim=0).cpu().numpy()
+        centred = (residuals - residuals.mean(dim=3, keepdim=True)).flatten(2).transpose(0, 1).double()
+        self._gram += (centred @ centred.transpose(1, 2)).sum(dim=0).cpu().numpy()
 
 
 def _token_likeness(features: Tensor) -> np.ndarray:

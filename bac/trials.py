@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
+import torch
 from torch import Tensor
 
 from bac.accelerate import build_executor
@@ -12,6 +15,7 @@ from bac.passes import optimise
 from bac.plan import lower, schedule_cost
 from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule, Provenance
+from bac.timing import device_synchroniser, measure_interleaved
 from bac.trunk import ResidualTrunk
 
 
@@ -47,22 +51,60 @@ class Trials:
         self._kind = executor
         uncached = full_schedule(trunk.blocks, sampler.steps, provenance)
         self._executor = build_executor(uncached, trunk, sampler, provenance, executor)
-        self._expected = self._actions(self._executor)
+        self._expected = self._actions(self._executor, torch.arange(len(self)))
 
-    def action_errors(self, schedule: CacheSchedule) -> np.ndarray:
-        """Return float64[N]: per observation the mean absolute difference of the executed actions, normalised units."""
+    def __len__(self) -> int:
+        """Return the number of observations N."""
+        return len(self._observed)
+
+    def action_errors(self, schedule: CacheSchedule, rows: np.ndarray | None = None) -> np.ndarray:
+        """Return float64[N]: per observation the mean absolute difference of the executed actions, normalised units.
+
+        Args:
+            schedule: what to judge.
+            rows: bool[N], which of the observations; all if None.
+        """
         schedule.require(self.provenance, self.trunk.blocks, self.sampler.steps)
-        actions = self._actions(self._bound(schedule))
-        return (actions - self._expected).abs().mean(dim=(1, 2)).cpu().numpy()
+        chosen = torch.arange(len(self)) if rows is None else torch.from_numpy(np.flatnonzero(rows))
+        actions = self._actions(self._bound(schedule), chosen)
+        return (actions - self._expected[chosen]).abs().mean(dim=(1, 2)).cpu().numpy()
+
+    def block_times(self, calls: int = 15) -> tuple[np.ndarray, float]:
+        """Measure this machine: milliseconds that an update of each block adds, float64[blocks], and of the rest.
+
+        The rest is a call at batch 1 in which nothing updates. Blocks of one kind count alike: each kind is updated at
+        every step in turn, the others at step 0 alone, and the medians are compared.
+        """
+        blocks = self.trunk.blocks
+        masks = {"": np.zeros((len(blocks), self.sampler.steps), dtype=bool)}
+        masks[""][:, 0] = True
+        for kind in dict.fromkeys(block.kind for block in blocks):
+            masks[kind] = masks[""] | np.array([[block.kind is kind] for block in blocks])
+        taken = measure_interleaved(
+            {
+                kind: partial(self._actions, self._bound(self._schedule(mask)), torch.arange(1))
+                for kind, mask in masks.items()
+            },
+            calls=calls,
+            synchronise=device_synchroniser(self.trunk.device),
+        )
+        added = {kind: int(masks[kind].sum() - masks[""].sum()) for kind in masks if kind}
+        each = {kind: (taken[kind].p50_ms - taken[""].p50_ms) / count for kind, count in added.items()}
+        times = np.array([max(each[block.kind], 0.0) for block in blocks])
+        return times, taken[""].p50_ms - float(times.sum())
 
     def flops(self, schedule: CacheSchedule) -> int:
         """Return what a call of the schedule computes, FLOPs at batch 1."""
         return schedule_cost(schedule, self.trunk.cost).planned
+
+    def _schedule(self, mask: np.ndarray) -> CacheSchedule:
+        return CacheSchedule(mask, self.trunk.blocks, self.provenance, "trial")
 
     def _bound(self, schedule: CacheSchedule) -> Executor:
         if schedule.tokens is None and isinstance(self._executor, CompiledExecutor):
             return self._executor.with_plan(optimise(lower(schedule)))
         return build_executor(schedule, self.trunk, self.sampler, self.provenance, self._kind)
 
-    def _actions(self, executor: Executor) -> Tensor:
-        return executor(self._observed, self._noise)[:, self._executed].double()
+    def _actions(self, executor: Executor, rows: Tensor) -> Tensor:
+        noise = ChunkNoise(self._noise.initial[rows], self._noise.steps[:, rows])
+        return executor(self._observed[rows], noise)[:, self._executed].double()

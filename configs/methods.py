@@ -1,193 +1,74 @@
-"""Typed configuration of the caching methods: one schema per YAML file of ``configs/cache``."""
+"""Typed configuration of the caching methods: a schema for each, made from the method itself.
+
+A method is a dataclass in a file of ``bac/methods``; its attributes are the keys of ``configs/cache/<name>.yaml``.
+A new method needs no line here.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, make_dataclass
+from enum import StrEnum
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, cast, get_type_hints
 
+from omegaconf import DictConfig, OmegaConf
+
+import bac.methods
 from bac.choices import choice
-from bac.methods import (
-    AdamsBashforth,
-    BlockAdaptive,
-    Downstream,
-    IntervalScore,
-    LastStep,
-    Late,
-    Method,
-    NoCache,
-    Objective,
-    ProfilingDit,
-    Search,
-    SensitivityWeighted,
-    Sharing,
-    SkipCache,
-    TaylorSeer,
-    Uniform,
-)
-from bac.profile import Metric
+from bac.errors import InvalidInput, sentence
+from bac.methods import Method
+
+_VALUES = Path(__file__).parent / "cache"
 
 
-@dataclass(kw_only=True, slots=True)
-class NoCacheConfig:
-    """Every block at every step."""
+def default_method(name: str) -> Method:
+    """Return a method with the values of its YAML file.
 
-    def build(self) -> Method:
-        """Return the method."""
-        return NoCache()
-
-
-@dataclass(kw_only=True, slots=True)
-class UniformConfig:
-    """See ``bac.methods.Uniform``."""
-
-    updates: int
-    last_step: str
-
-    def build(self) -> Method:
-        """Return the method."""
-        return Uniform(self.updates, choice("cache.last_step", self.last_step, LastStep))
+    Raises:
+        InvalidInput: there is no such method.
+    """
+    if name not in METHODS:
+        raise InvalidInput(sentence("method", expected=f"one of {sorted(METHODS)}", got=name, mend="correct the name"))
+    values = cast(DictConfig, OmegaConf.load(_VALUES / f"{name}.yaml"))
+    del values["defaults"]
+    typed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(METHODS[name]), values))
+    return cast(Method, typed.build())
 
 
-@dataclass(kw_only=True, slots=True)
-class BacConfig:
-    """See ``bac.methods.BlockAdaptive``."""
-
-    updates: int
-    upstream_blocks: int
-    metric: str
-    score: str
-    downstream: str
-    last_step: str
-
-    def build(self) -> Method:
-        """Return the method."""
-        return BlockAdaptive(
-            updates=self.updates,
-            upstream_blocks=self.upstream_blocks,
-            metric=choice("cache.metric", self.metric, Metric),
-            score=choice("cache.score", self.score, IntervalScore),
-            downstream=choice("cache.downstream", self.downstream, Downstream),
-            last_step=choice("cache.last_step", self.last_step, LastStep),
-        )
+def _methods() -> Iterator[Any]:
+    """Yield every dataclass of ``bac/methods`` that has a name and makes schedules."""
+    for module in iter_modules(bac.methods.__path__, "bac.methods."):
+        for each in vars(import_module(module.name)).values():
+            if not isinstance(each, type) or each.__module__ != module.name:
+                continue
+            if is_dataclass(each) and hasattr(each, "name") and hasattr(each, "schedule"):
+                yield each
 
 
-@dataclass(kw_only=True, slots=True)
-class LateConfig:
-    """See ``bac.methods.Late``."""
+def _schema(method: Any) -> type:
+    """Return a dataclass with the method's attributes, choices as text, and ``build()`` that returns the method."""
+    hints = get_type_hints(method)
+    kinds = {field.name: hints[field.name] for field in fields(method) if field.name != "name"}
 
-    updates: int
-    power: float
-    last_step: str
+    def build(self: Any) -> Method:
+        values = {name: getattr(self, name) for name in kinds}
+        choices = {name: choice(f"cache.{name}", values[name], kinds[name]) for name in filter(is_choice, kinds)}
+        return cast(Method, method(**values | choices))
 
-    def build(self) -> Method:
-        """Return the method."""
-        return Late(self.updates, self.power, choice("cache.last_step", self.last_step, LastStep))
+    def is_choice(name: str) -> bool:
+        return isinstance(kinds[name], type) and issubclass(kinds[name], StrEnum)
 
-
-@dataclass(kw_only=True, slots=True)
-class BacWeightedConfig:
-    """See ``bac.methods.SensitivityWeighted``."""
-
-    updates: int
-    sharing: str
-    upstream_blocks: int
-    downstream: str
-    last_step: str
-
-    def build(self) -> Method:
-        """Return the method."""
-        return SensitivityWeighted(
-            updates=self.updates,
-            sharing=choice("cache.sharing", self.sharing, Sharing),
-            upstream_blocks=self.upstream_blocks,
-            downstream=choice("cache.downstream", self.downstream, Downstream),
-            last_step=choice("cache.last_step", self.last_step, LastStep),
-        )
+    return make_dataclass(
+        f"{method.__name__}Config",
+        [(name, str if is_choice(name) else kind) for name, kind in kinds.items()],
+        namespace={"__doc__": f"See ``{method.__module__}.{method.__name__}``.", "build": build},
+        kw_only=True,
+        slots=True,
+    )
 
 
-@dataclass(kw_only=True, slots=True)
-class SearchConfig:
-    """See ``bac.methods.Search``."""
-
-    gflops: float
-    trials: int
-    objective: str
-    seed: int
-    last_step: str
-
-    def build(self) -> Method:
-        """Return the method."""
-        return Search(
-            gflops=self.gflops,
-            trials=self.trials,
-            objective=choice("cache.objective", self.objective, Objective),
-            seed=self.seed,
-            last_step=choice("cache.last_step", self.last_step, LastStep),
-        )
-
-
-@dataclass(kw_only=True, slots=True)
-class TaylorSeerConfig:
-    """See ``bac.methods.TaylorSeer``."""
-
-    updates: int
-    order: int
-    first_steps: int
-    last_step: str
-
-    def build(self) -> Method:
-        """Return the method."""
-        last_step = choice("cache.last_step", self.last_step, LastStep)
-        return TaylorSeer(self.updates, self.order, self.first_steps, last_step)
-
-
-@dataclass(kw_only=True, slots=True)
-class AbCacheConfig:
-    """See ``bac.methods.AdamsBashforth``."""
-
-    updates: int
-    slopes: int
-    last_step: str
-
-    def build(self) -> Method:
-        """Return the method."""
-        return AdamsBashforth(self.updates, self.slopes, choice("cache.last_step", self.last_step, LastStep))
-
-
-@dataclass(kw_only=True, slots=True)
-class SkipCacheConfig:
-    """See ``bac.methods.SkipCache``."""
-
-    updates: int
-    last_step: str
-
-    def build(self) -> Method:
-        """Return the method."""
-        return SkipCache(self.updates, choice("cache.last_step", self.last_step, LastStep))
-
-
-@dataclass(kw_only=True, slots=True)
-class ProfilingDitConfig:
-    """See ``bac.methods.ProfilingDit``."""
-
-    updates: int
-    cached_layers: int
-    last_step: str
-
-    def build(self) -> Method:
-        """Return the method."""
-        return ProfilingDit(self.updates, self.cached_layers, choice("cache.last_step", self.last_step, LastStep))
-
-
-METHODS: dict[str, type] = {
-    "none": NoCacheConfig,
-    "uniform": UniformConfig,
-    "bac": BacConfig,
-    "late": LateConfig,
-    "bac_weighted": BacWeightedConfig,
-    "taylorseer": TaylorSeerConfig,
-    "ab_cache": AbCacheConfig,
-    "skip_cache": SkipCacheConfig,
-    "profilingdit": ProfilingDitConfig,
-    "search": SearchConfig,
-}
+METHODS: dict[str, type] = {method.name: _schema(method) for method in _methods()}
 """The choices of ``cache=``."""

@@ -45,7 +45,7 @@ def main(config: CalibrateConfig, folder: Path) -> None:
         if isinstance(each, ByUpdates):
             require_updates(each.updates, policy.sampler.steps)
     if isinstance(method, Search):
-        schedules = _search(config, policy, methods)
+        schedules = _search(config, policy, methods, profile_path(checkpoint, policy.sampler))
         found: dict[str, Any] = {}
     else:
         profile = _profile(config, policy)
@@ -82,7 +82,12 @@ def _profile(config: CalibrateConfig, policy: DiffusionPolicy) -> FeatureProfile
     return replace(profile, sensitivity=gains)
 
 
-def _search(config: CalibrateConfig, policy: DiffusionPolicy, methods: dict[str, Method]) -> dict[str, CacheSchedule]:
+def _search(
+    config: CalibrateConfig, policy: DiffusionPolicy, methods: dict[str, Method], measured: Path
+) -> dict[str, CacheSchedule]:
+    profile = FeatureProfile.load(measured) if measured.is_file() else None
+    if profile is not None:
+        profile.provenance.require(policy.provenance, "feature profile")
     ((observed, noise),) = _batches(replace(config, batch=config.trial_observations), policy, config.trial_observations)
     trials = Trials(policy.trunk, policy.sampler, policy.provenance, observed, noise, policy.spec.executed)
     schedules = {}
@@ -94,7 +99,7 @@ def _search(config: CalibrateConfig, policy: DiffusionPolicy, methods: dict[str,
                 bar.set_postfix_str(f"action error {best:.4f}")
                 bar.update()
 
-            schedules[label] = method.find(trials, report)
+            schedules[label] = method.find(trials, profile, report)
     return schedules
 
 

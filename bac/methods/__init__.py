@@ -7,12 +7,15 @@ from bac.methods.bac import BlockAdaptive
 from bac.methods.bac_weighted import SensitivityWeighted, Sharing
 from bac.methods.base import LastStep, Method
 from bac.methods.bubbling_union import Downstream, bubbling_union
+from bac.methods.bwcache import BwCache
+from bac.methods.ertacache import ErtaCache
 from bac.methods.late import Late
 from bac.methods.none import NoCache, full_schedule
 from bac.methods.profilingdit import ProfilingDit
 from bac.methods.search import Objective, Search
 from bac.methods.skip_cache import SkipCache
 from bac.methods.taylorseer import TaylorSeer
+from bac.methods.teacache import TeaCache
 from bac.methods.toca import ToCa
 from bac.methods.uniform import Uniform
 
@@ -20,7 +23,9 @@ __all__ = [
     "AdamsBashforth",
     "AsymRnR",
     "BlockAdaptive",
+    "BwCache",
     "Downstream",
+    "ErtaCache",
     "IntervalScore",
     "LastStep",
     "Late",
@@ -33,6 +38,7 @@ __all__ = [
     "Sharing",
     "SkipCache",
     "TaylorSeer",
+    "TeaCache",
     "ToCa",
     "Uniform",
     "adaptive_update_steps",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -50,9 +50,8 @@ class AdamsBashforth(ByUpdates):
         if self.slopes not in _ADAMS_BASHFORTH:
             raise InvalidInput(sentence("cache.slopes", expected="1 to 4", got=self.slopes, mend="choose one of these"))
         mask = Uniform(self.updates, self.last_step).schedule(profile).mask
-        parameters = {name: value for name, value in asdict(self).items() if name != "name"}
         forecast = forecast_of(mask, self.slopes + 1, self._weights)
-        return CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters, forecast)
+        return self.made(profile, mask, forecast)
 
     def _weights(self, seen: np.ndarray, step: int) -> np.ndarray:
         features = np.eye(len(seen))

@@ -8,7 +8,7 @@ since 10 to 16 of them cost too little to be worth another map. The feed-forward
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,9 +28,6 @@ class AsymRnR(ByUpdates):
         merge_ratio: share of all (block, update step, neighbouring tokens) places that merge, those of the highest
             redundancy; 0 to 1. Where several in a row merge, the leftmost token stands for all.
         last_step: forced also updates at step K - 1.
-
-    Raises:
-        InvalidInput: a ratio out of its range.
     """
 
     updates: int = 20
@@ -39,6 +36,7 @@ class AsymRnR(ByUpdates):
     name: str = "asymrnr"
 
     def __post_init__(self) -> None:
+        """Refuse a ratio out of its range."""
         if not 0 <= self.merge_ratio <= 1:
             raise InvalidInput(
                 sentence("cache.merge_ratio", expected="0 to 1", got=self.merge_ratio, mend="choose one of these")
@@ -50,22 +48,13 @@ class AsymRnR(ByUpdates):
         Raises:
             InvalidInput: the profile has no token likeness, or K steps do not have S updates.
         """
-        if profile.token_likeness is None:
-            raise InvalidInput(
-                sentence(
-                    "cache=asymrnr",
-                    expected="a profile with the likeness of tokens",
-                    got="one without",
-                    mend="run scripts/calibrate.py",
-                )
-            )
+        likeness = profile.require("token_likeness", self.name)
         mask = Uniform(self.updates, self.last_step).schedule(profile).mask
-        likeness = np.where(mask[:, :, None], profile.token_likeness, -np.inf)
+        likeness = np.where(mask[:, :, None], likeness, -np.inf)
         places = round(self.merge_ratio * int(mask.sum()) * likeness.shape[2])
         merged = np.zeros(likeness.shape, dtype=bool)
         merged.flat[np.argsort(-likeness, axis=None, kind="stable")[:places]] = True
         # Column t + 1 of a map: t + 1 itself, or, where it merges, whatever stands for t.
         alone = np.pad(~merged, ((0, 0), (0, 0), (1, 0)), constant_values=True)
         tokens = np.maximum.accumulate(np.where(alone, np.arange(alone.shape[2]), 0), axis=2)
-        parameters = {name: value for name, value in asdict(self).items() if name != "name"}
-        return CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters, tokens=tokens)
+        return self.made(profile, mask, tokens=tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -40,5 +40,4 @@ class BlockAdaptive(ByUpdates):
         for row, similarity in zip(mask, profile.similarity(self.metric), strict=True):
             row[list(adaptive_update_steps(similarity, self.updates, self.score))] = True
         mask = bubbling_union(mask, profile.blocks, profile.reuse_error(), self.upstream_blocks, self.downstream)
-        parameters = {name: value for name, value in asdict(self).items() if name != "name"}
-        return self.last_step.applied(CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters))
+        return self.last_step.applied(self.made(profile, mask))

@@ -7,12 +7,11 @@ uncorrelated, so their squares add: reusing the feature of step a at step t cost
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
-from bac.errors import InvalidInput, sentence
 from bac.methods.acs import IntervalScore, adaptive_update_steps
 from bac.methods.base import ByUpdates, LastStep
 from bac.methods.bubbling_union import Downstream, bubbling_union
@@ -55,24 +54,15 @@ class SensitivityWeighted(ByUpdates):
         Raises:
             InvalidInput: the profile has no sensitivity, or K steps do not have S updates.
         """
-        if profile.sensitivity is None:
-            raise InvalidInput(
-                sentence(
-                    "cache=bac_weighted",
-                    expected="a profile with the sensitivity of steps",
-                    got="one without",
-                    mend="run scripts/calibrate.py with sensitivity_observations above 0",
-                )
-            )
-        costs = profile.values[Metric.MSE] * smoothed(profile.sensitivity) ** 2
+        sensitivity = profile.require("sensitivity", self.name)
+        costs = profile.values[Metric.MSE] * smoothed(sensitivity) ** 2
         if self.sharing is Sharing.ALL:
             costs = np.broadcast_to(costs.sum(axis=0), costs.shape)
         mask = np.zeros((len(profile.blocks), profile.steps), dtype=bool)
         for row, cost in zip(mask, costs, strict=True):
             row[list(adaptive_update_steps(-cost, self.updates, IntervalScore.ANCHOR))] = True
         mask = bubbling_union(mask, profile.blocks, profile.reuse_error(), self.upstream_blocks, self.downstream)
-        parameters = {name: value for name, value in asdict(self).items() if name != "name"}
-        return self.last_step.applied(CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters))
+        return self.last_step.applied(self.made(profile, mask))
 
 
 def smoothed(sensitivity: np.ndarray) -> np.ndarray:

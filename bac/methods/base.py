@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import StrEnum
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
+
+import numpy as np
 
 from bac.errors import InvalidInput, sentence
 from bac.profile import FeatureProfile
@@ -44,10 +46,30 @@ class Method(Protocol):
         """Choose the update steps of every block."""
 
 
-class ByUpdates:
-    """What methods have in common whose budget is S, the number of updates: a dataclass with these two attributes."""
+class Parametrised:
+    """A method that is a dataclass: its attributes are its parameters."""
 
     name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What a schedule says it was made with."""
+        return {name: value for name, value in asdict(self).items() if name != "name"}  # type: ignore[call-overload]
+
+    def made(
+        self, profile: FeatureProfile, mask: np.ndarray, forecast: np.ndarray | None = None, **more: np.ndarray
+    ) -> CacheSchedule:
+        """Return the schedule of a mask bool[blocks, K], or bool[K] for all blocks, made from ``profile``.
+
+        ``more`` are other arrays of the schedule, by their names there.
+        """
+        mask = np.broadcast_to(mask, (len(profile.blocks), profile.steps))
+        return CacheSchedule(mask, profile.blocks, profile.provenance, self.name, self.parameters, forecast, **more)
+
+
+class ByUpdates(Parametrised):
+    """What methods have in common whose budget is S, the number of updates."""
+
     updates: int
 
     @property
@@ -58,6 +80,28 @@ class ByUpdates:
     def with_budget(self, budget: float) -> Self:
         """Return the method with S = ``budget``."""
         return replace(self, updates=int(budget))  # type: ignore[type-var]
+
+
+class ByThreshold(Parametrised):
+    """What methods have in common whose budget is a threshold: the larger, the fewer updates."""
+
+    threshold: float
+
+    def __post_init__(self) -> None:
+        """Refuse a threshold that is not a number above 0."""
+        if not 0 < self.threshold < float("inf"):
+            raise InvalidInput(
+                sentence("cache.threshold", expected="above 0", got=self.threshold, mend="choose a larger one")
+            )
+
+    @property
+    def label(self) -> str:
+        """Name with the budget."""
+        return f"{self.name}-t{self.threshold:g}"
+
+    def with_budget(self, budget: float) -> Self:
+        """Return the method with threshold ``budget``."""
+        return replace(self, threshold=float(budget))  # type: ignore[type-var]
 
 
 def require_updates(updates: int, steps: int) -> None:

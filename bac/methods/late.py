@@ -31,19 +31,20 @@ class Late(ByUpdates):
     last_step: LastStep = LastStep.FORCED
     name: str = "late"
 
+    def __post_init__(self) -> None:
+        """Refuse a power below 1."""
+        if not self.power >= 1:
+            raise InvalidInput(sentence("cache.power", expected="at least 1", got=self.power, mend="1 is uniform"))
+
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Return the schedule; the profile gives only blocks, steps and provenance.
 
         Raises:
-            InvalidInput: a number of updates that K steps do not have, or a power below 1.
+            InvalidInput: a number of updates that K steps do not have.
         """
         require_updates(self.updates, profile.steps)
-        if not self.power >= 1:
-            raise InvalidInput(sentence("cache.power", expected="at least 1", got=self.power, mend="1 is uniform"))
-        mask = np.zeros((len(profile.blocks), profile.steps), dtype=bool)
-        mask[:, late_steps(self.updates, profile.steps, self.power)] = True
-        parameters = {"updates": self.updates, "power": self.power, "last_step": self.last_step}
-        return self.last_step.applied(CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters))
+        mask = np.isin(np.arange(profile.steps), late_steps(self.updates, profile.steps, self.power))
+        return self.last_step.applied(self.made(profile, mask))
 
 
 def late_steps(updates: int, steps: int, power: float) -> np.ndarray:

@@ -7,7 +7,7 @@ method is the contiguous range and the list of full steps.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,5 +49,4 @@ class ProfilingDit(ByUpdates):
         first = int(np.convolve(errors, np.ones(self.cached_layers), mode="valid").argmin())
         mask = Uniform(self.updates, self.last_step).schedule(profile).mask.copy()
         mask[(layers < first) | (layers >= first + self.cached_layers)] = True
-        parameters = {name: value for name, value in asdict(self).items() if name != "name"}
-        return CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters)
+        return self.made(profile, mask)

@@ -7,7 +7,7 @@ every step and everything between them is reused as one sum.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from bac.methods.base import ByUpdates, LastStep
 from bac.methods.uniform import Uniform
@@ -33,5 +33,4 @@ class SkipCache(ByUpdates):
         mask = Uniform(self.updates, self.last_step).schedule(profile).mask.copy()
         outer = {profile.blocks[0].layer, profile.blocks[-1].layer}
         mask[[block.layer in outer for block in profile.blocks]] = True
-        parameters = {name: value for name, value in asdict(self).items() if name != "name"}
-        return CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters)
+        return self.made(profile, mask)

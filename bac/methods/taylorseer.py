@@ -6,7 +6,7 @@ On DDPM every step draws fresh noise, so differences of features amplify it by a
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import factorial
 
 import numpy as np
@@ -50,9 +50,8 @@ class TaylorSeer(ByUpdates):
             )
         mask = Uniform(self.updates, self.last_step).schedule(profile).mask.copy()
         mask[:, : self.first_steps] = True
-        parameters = {name: value for name, value in asdict(self).items() if name != "name"}
         forecast = forecast_of(mask, self.order + 1, self._weights)
-        return CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters, forecast)
+        return self.made(profile, mask, forecast)
 
     def _weights(self, seen: np.ndarray, step: int) -> np.ndarray:
         ahead = float(step - seen[0])

@@ -9,7 +9,7 @@ save in the first place; the method is here to be measured.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,9 +31,6 @@ class ToCa(ByUpdates):
         age_bonus: what a token's score gains over a cycle of K / S steps without a refresh, where a token that
             receives the mean attention scores 1.
         last_step: forced also updates all tokens at step K - 1.
-
-    Raises:
-        InvalidInput: a value out of its range.
     """
 
     updates: int = 20
@@ -44,6 +41,7 @@ class ToCa(ByUpdates):
     name: str = "toca"
 
     def __post_init__(self) -> None:
+        """Refuse values out of their ranges."""
         for name, sound, expected in (
             ("ratio", 0 < self.ratio <= 1, "above 0 to 1"),
             ("partial_every", self.partial_every >= 1, "at least 1"),
@@ -59,21 +57,11 @@ class ToCa(ByUpdates):
         Raises:
             InvalidInput: the profile has no attention, or K steps do not have S updates.
         """
-        if profile.attention is None:
-            raise InvalidInput(
-                sentence(
-                    "cache=toca",
-                    expected="a profile with the attention of tokens",
-                    got="one without",
-                    mend="run scripts/calibrate.py",
-                )
-            )
+        attention = profile.require("attention", self.name).astype(np.float64)
         full = Uniform(self.updates, self.last_step).schedule(profile).mask[0]
-        tokens = np.stack([self._layer_tokens(each, full) for each in profile.attention.astype(np.float64)])
+        tokens = np.stack([self._layer_tokens(each, full) for each in attention])
         tokens = tokens[[block.layer for block in profile.blocks]]
-        mask = np.any(tokens >= 0, axis=2)
-        parameters = {name: value for name, value in asdict(self).items() if name != "name"}
-        return CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters, tokens=tokens)
+        return self.made(profile, np.any(tokens >= 0, axis=2), tokens=tokens)
 
     def _layer_tokens(self, attention: np.ndarray, full: np.ndarray) -> np.ndarray:
         """Return int64[K, T] for the attention [K, T] that the tokens of a layer receive: t where computed, else -1."""

@@ -27,7 +27,5 @@ class Uniform(ByUpdates):
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Return the schedule; the profile gives only blocks, steps and provenance."""
         require_updates(self.updates, profile.steps)
-        mask = np.zeros((len(profile.blocks), profile.steps), dtype=bool)
-        mask[:, np.arange(self.updates) * profile.steps // self.updates] = True
-        parameters = {"updates": self.updates, "last_step": self.last_step}
-        return self.last_step.applied(CacheSchedule(mask, profile.blocks, profile.provenance, self.name, parameters))
+        mask = np.isin(np.arange(profile.steps), np.arange(self.updates) * profile.steps // self.updates)
+        return self.last_step.applied(self.made(profile, mask))

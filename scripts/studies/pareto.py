@@ -6,16 +6,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from bac.errors import InvalidInput, sentence
 from bac.executors import ExecutorKind
 from bac.files import write_whole
 from bac.methods import Method
@@ -23,8 +21,7 @@ from bac.pictures import plain_log_axis, save_figure
 from bac.results import run_provenance, write_results
 from bac.schedule import CacheSchedule
 from bac.trials import Trials
-from configs import methods
-from configs.methods import METHODS
+from configs.methods import default_method
 from configs.schema import BenchConfig
 from configs.tasks import HELD_OUT_SEED, demonstrations
 from policies.benchmark import executor_rows, noise_of
@@ -32,7 +29,6 @@ from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import load_policy, locate_checkpoint, make_schedule, schedule_folder
 from studies.rows import markdown_table, started, timed
 
-_CACHE_CONFIGS = Path(methods.__file__).parent / "cache"
 _COLUMNS = ("method", "GFLOPs", "action error mean", "p95", "p50 ms", "p99 ms")
 
 
@@ -67,14 +63,7 @@ def run(config: BenchConfig, folder: Path) -> None:
 def _methods(config: BenchConfig) -> Iterator[tuple[str, Method]]:
     """Yield every method of ``config.pareto.methods`` with the defaults of its YAML file at each budget."""
     for name in config.pareto.methods:
-        if name not in METHODS:
-            raise InvalidInput(
-                sentence("pareto.methods", expected=f"some of {sorted(METHODS)}", got=name, mend="correct the override")
-            )
-        values = cast(DictConfig, OmegaConf.load(_CACHE_CONFIGS / f"{name}.yaml"))
-        del values["defaults"]
-        typed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(METHODS[name]), values))
-        method: Method = typed.build()
+        method = default_method(name)
         for budget in config.pareto.updates:
             yield (each := method.with_budget(budget)).label, each
 

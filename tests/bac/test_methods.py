@@ -16,18 +16,22 @@ from bac.methods import (
     AdamsBashforth,
     AsymRnR,
     BlockAdaptive,
+    BwCache,
     Downstream,
+    ErtaCache,
     IntervalScore,
     LastStep,
     Late,
     Method,
     NoCache,
+    Objective,
     ProfilingDit,
     Search,
     SensitivityWeighted,
     Sharing,
     SkipCache,
     TaylorSeer,
+    TeaCache,
     ToCa,
     Uniform,
     adaptive_update_steps,
@@ -39,10 +43,13 @@ from bac.schedule import CacheSchedule
 from bac.trunk import Block, BlockKind
 
 STEPS = 20
-DRAW = np.random.default_rng(5)
+DRAW = np.random.default_rng(0)
 PROFILE = replace(
     random_profile(seed=5, steps=STEPS),
     sensitivity=np.geomspace(1e-3, 1, STEPS),
+    stream_change=DRAW.random((len(BLOCKS) + 1, STEPS)),
+    residual_change=DRAW.random((STEPS, STEPS)),
+    residual_slope=DRAW.random((STEPS, STEPS)),
     attention=DRAW.random((2, STEPS, 5)),
     token_likeness=DRAW.random((len(BLOCKS), STEPS, 4)),
 )
@@ -57,6 +64,9 @@ METHODS = [
     AdamsBashforth(updates=4),
     SkipCache(updates=4),
     ProfilingDit(updates=4, cached_layers=1),
+    BwCache(threshold=0.5),
+    TeaCache(threshold=0.5),
+    ErtaCache(threshold=0.5),
     ToCa(updates=4),
     AsymRnR(updates=4),
 ]
@@ -172,7 +182,7 @@ def test_late_is_one_schedule_for_all_and_forces_the_last_step() -> None:
 def test_late_refuses_powers_that_crowd_the_beginning() -> None:
     for power in (0.5, float("nan")):
         with pytest.raises(InvalidInput, match=r"cache\.power: expected at least 1"):
-            Late(4, power).schedule(PROFILE)
+            Late(4, power)
 
 
 def test_weighted_minimises_squared_gain_times_squared_error() -> None:
@@ -208,7 +218,10 @@ def test_a_gain_of_zero_counts_as_very_little() -> None:
 
 
 def test_weighted_without_sensitivity_refuses() -> None:
-    with pytest.raises(InvalidInput, match="cache=bac_weighted: expected a profile with the sensitivity of steps"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"cache=bac_weighted: expected a profile with sensitivity, got one without; run .* with sensitivity_obs",
+    ):
         SensitivityWeighted().schedule(random_profile(seed=0))
 
 
@@ -301,22 +314,25 @@ def test_asymrnr_refuses_ratios_out_of_range() -> None:
 
 
 def test_token_methods_need_a_profile_of_tokens() -> None:
-    for method, what in ((ToCa(), "cache=toca: .* attention"), (AsymRnR(), "cache=asymrnr: .* likeness")):
-        with pytest.raises(InvalidInput, match=what + " of tokens, got one without; run scripts/calibrate.py"):
+    for method, what in ((ToCa(), "cache=toca: .* attention"), (AsymRnR(), "cache=asymrnr: .* token_likeness")):
+        with pytest.raises(InvalidInput, match=what + ", got one without; run scripts/calibrate.py"):
             method.schedule(random_profile(seed=0, steps=STEPS))
 
 
 def test_labels_name_the_budget() -> None:
     assert [method.label for method in METHODS] == [
         "none", "uniform-s4", "bac-s4", "late-s4", "bac_weighted-s4", "bac_weighted-s4",
-        "taylorseer-s4", "ab_cache-s4", "skip_cache-s4", "profilingdit-s4", "toca-s4", "asymrnr-s4",
+        "taylorseer-s4", "ab_cache-s4", "skip_cache-s4", "profilingdit-s4", "bwcache-t0.5", "teacache-t0.5",
+        "ertacache-t0.5", "toca-s4", "asymrnr-s4",
     ]  # fmt: skip
     assert [method.with_budget(7).label for method in METHODS[1:4]] == ["uniform-s7", "bac-s7", "late-s7"]
     assert Search().with_budget(1.25).label == "search-1.25g"
+    assert Search(2, objective=Objective.WORST, seed=3).label == "search-worst-seed3-2g"
+    assert ErtaCache().with_budget(0.125).label == "ertacache-t0.125"
 
 
 def test_search_is_not_made_from_a_profile() -> None:
-    with pytest.raises(MissingArtefact, match=r"schedule search-2\.4g: .*calibrate.py cache=search cache.gflops=2.4"):
+    with pytest.raises(MissingArtefact, match=r"schedule search-2\.4g: .*calibrate.py with the same cache=search"):
         Search().schedule(PROFILE)
 
 

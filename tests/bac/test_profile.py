@@ -52,12 +52,7 @@ def test_reuse_error_is_the_mean_over_all_pairs_of_steps() -> None:
 
 
 def test_file_round_trip(tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    profile = replace(
-        random_profile(seed=1),
-        attention=draw.random((2, 7, 4), dtype=np.float32),
-        token_likeness=draw.random((6, 7, 3), dtype=np.float32),
-    )
+    profile = random_profile(seed=1)
     path = tmp_path / "deeper" / "p.zarr.zip"
     profile.save(path)
     read = FeatureProfile.load(str(path))
@@ -66,8 +61,6 @@ def test_file_round_trip(tmp_path: Path) -> None:
     for metric in Metric:
         assert np.array_equal(read.values[metric], profile.values[metric])
         assert read.values[metric].dtype == np.float32
-    assert np.array_equal(read.attention, profile.attention)
-    assert np.array_equal(read.token_likeness, profile.token_likeness)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -148,32 +141,38 @@ def test_failed_save_keeps_the_earlier_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_sensitivity_survives_the_file(tmp_path: Path) -> None:
-    gains = np.geomspace(1e-4, 1, 7)
-    for sensitivity in (gains, None):
-        replace(random_profile(seed=0), sensitivity=sensitivity).save(tmp_path / "profile.zarr.zip")
-        read = FeatureProfile.load(tmp_path / "profile.zarr.zip").sensitivity
-        assert (read is None) if sensitivity is None else np.array_equal(read, sensitivity)
+STATISTICS = {
+    "sensitivity": (7,),
+    "stream_change": (7, 7),
+    "residual_change": (7, 7),
+    "residual_slope": (7, 7),
+    "attention": (2, 7, 4),
+    "token_likeness": (6, 7, 3),
+}
 
 
-@pytest.mark.parametrize("gains", [np.ones(6), np.zeros(7), np.full(7, np.nan), -np.ones(7)])
-def test_sensitivity_must_be_a_gain_per_step(gains: np.ndarray) -> None:
-    with pytest.raises(
-        InvalidInput, match="feature profile, sensitivity: expected 7 finite gains of at least 0, not all 0"
-    ):
-        replace(random_profile(seed=0), sensitivity=gains)
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistic_survives_the_file(tmp_path: Path, name: str) -> None:
+    array = np.random.default_rng(0).random(STATISTICS[name])
+    for given in (array, None):
+        replace(random_profile(seed=0), **{name: given}).save(tmp_path / "profile.zarr.zip")
+        read = FeatureProfile.load(tmp_path / "profile.zarr.zip")
+        assert set(read.statistics) == (set() if given is None else {name})
+        assert given is None or np.array_equal(read.require(name, "toy"), given)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "told"),
-    [
-        ({"attention": np.ones((6, 7, 4))}, r"attention: expected finite float\[2, 7 steps, tokens\] .* \(6, 7, 4\)"),
-        ({"attention": np.full((2, 7, 4), -0.1)}, "attention: expected finite .* from 0 to inf"),
-        ({"attention": np.full((2, 7, 4), np.nan)}, "attention: expected finite .* 56 NaN"),
-        ({"token_likeness": np.ones((6, 6, 3))}, r"token_likeness: expected .*6, 7 steps, .* got shape \(6, 6, 3\)"),
-        ({"token_likeness": np.full((6, 7, 3), 1.1)}, "token_likeness: expected"),
-    ],
-)
-def test_refuses_unsound_token_statistics(tokens: dict[str, np.ndarray], told: str) -> None:
-    with pytest.raises(InvalidInput, match="feature profile, " + told):
-        replace(random_profile(seed=0), **tokens)
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistic_refuses_what_it_cannot_be(name: str) -> None:
+    shape = STATISTICS[name]
+    for array in (np.ones((8, *shape[1:])), np.zeros(shape), np.full(shape, np.nan), np.ones((*shape, 1))):
+        with pytest.raises(InvalidInput, match=rf"feature profile, {name}: expected \[.*\] in \[.*\], not all 0, got"):
+            replace(random_profile(seed=0), **{name: array})
+    if name != "residual_slope":
+        with pytest.raises(InvalidInput, match=r"in \[(0|-1\.0001), .* values outside or NaN"):
+            replace(random_profile(seed=0), **{name: -2 * np.ones(shape)})
+
+
+def test_a_missing_statistic_says_how_to_get_it() -> None:
+    for name in STATISTICS:
+        with pytest.raises(InvalidInput, match=rf"cache=toy: expected a profile with {name}, got one without; run scr"):
+            random_profile(seed=0).require(name, "toy")

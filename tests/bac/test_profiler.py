@@ -41,6 +41,21 @@ def record(trunk: DiffusionTransformerTrunk, observation: Tensor, noise: ChunkNo
     return np.stack(features, axis=1).reshape(len(observation), STEPS, len(BLOCKS), -1).swapaxes(1, 2)
 
 
+def streams_of(
+    trunk: DiffusionTransformerTrunk, observation: Tensor, noise: ChunkNoise, features: np.ndarray
+) -> np.ndarray:
+    """Return the stream before each block and the head as float64[B, blocks + 1, K, T d]."""
+    condition, sample, embedded = trunk.condition(observation), noise.initial, []
+    for step, table in enumerate(trunk.step_tables(SAMPLER.timesteps)):
+        stream = trunk.embed(sample)
+        embedded.append(stream.double().flatten(1).numpy())
+        for block in range(len(BLOCKS)):
+            stream = stream + trunk.branch(block, stream, table, condition)
+        sample = sampler_step(SAMPLER, step, sample, trunk.head(stream), noise.steps[step])
+    first = np.stack(embedded, axis=1)[:, None]
+    return first + np.concatenate([np.zeros_like(first), np.cumsum(features, axis=1)], axis=1)
+
+
 def compare(metric: Metric, one: np.ndarray, other: np.ndarray) -> float:
     match metric:
         case Metric.COSINE:
@@ -86,6 +101,30 @@ def test_token_statistics_equal_naive_arithmetic() -> None:
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float:
     return compare(Metric.COSINE, one, other)
+
+
+def test_stream_statistics_equal_naive_arithmetic() -> None:
+    trunk, inputs = DiffusionTransformerTrunk(small_network()), random_inputs(1, batch=2, steps=STEPS)
+    measured, features = profile(trunk, inputs), record(trunk, *inputs)
+    streams = streams_of(trunk, *inputs, features)  # [B, points, K, T d]
+    points = range(len(BLOCKS) + 1)
+    for point in points:
+        for step in range(1, STEPS):
+            now, before = streams[:, point, step], streams[:, point, step - 1]
+            ratio = np.abs(now - before).sum(axis=1) / np.abs(before).sum(axis=1)
+            assert measured.stream_change[point, step] == pytest.approx(ratio.mean(), rel=1e-5)
+    assert (measured.stream_change[:, 0] == 0).all()
+    residuals = streams[:, -1] - streams[:, 0]
+    centred = residuals.reshape(2, STEPS, 4, 16)
+    centred = (centred - centred.mean(axis=3, keepdims=True)).reshape(2, STEPS, -1)
+    for step in range(STEPS):
+        for other in range(STEPS):
+            one, two = residuals[:, step], residuals[:, other]
+            ratio = np.abs(two - one).sum(axis=1) / np.abs(one).sum(axis=1)
+            assert measured.residual_change[step, other] == pytest.approx(ratio.mean(), rel=1e-5, abs=1e-6)
+            x, y = centred[:, step].ravel(), centred[:, other].ravel()
+            slope = np.linalg.lstsq(x[:, None], y, rcond=None)[0][0]
+            assert measured.residual_slope[step, other] == pytest.approx(slope, rel=1e-5, abs=1e-5)
 
 
 def test_mean_does_not_depend_on_the_batches() -> None:

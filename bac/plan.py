@@ -142,7 +142,8 @@ def lower(schedule: CacheSchedule) -> Plan:
     Block i of B lives in slot i; where predictions read p features, the latest ones take turns in slots i, i + B, ...
 
     Raises:
-        Unavailable: the schedule has token maps: lower its ``plain`` schedule and run it on a ``TokenReuseTrunk``.
+        Unavailable: the schedule has token maps or recalls: lower its ``plain`` schedule for an executor that knows
+            what to make of them.
     """
     schedule.require_plain("plan")
     count, history = len(schedule.blocks), schedule.history

@@ -76,7 +76,12 @@ class CacheSchedule:
         tokens: int8[blocks, K, T], what each action token takes at an update: entry t' >= 0 the fresh feature of token
             t', which is itself computed (t' = t) or, where t' != t, stands for this one too; -1 the feature the token
             had before. All -1 where the block does not update. None where every update computes all tokens; given as
-            an array that says so, it becomes None. Only executors that ``bac.build_executor`` makes follow it.
+            an array that says so, it becomes None.
+        recall: bool[2, blocks, K], the updates that chunk n of an episode does not compute but takes from chunk n - 1,
+            its tokens shifted by the actions executed in between: ``recall[0]`` of even n, ``recall[1]`` of odd n. No
+            update is in both, so that nothing is older than a chunk. The first chunk computes all. None recalls none.
+
+    Plans and hooks know nothing of token maps and recalls; what ``bac.build_executor`` makes follows them.
     """
 
     mask: np.ndarray
@@ -86,6 +91,7 @@ class CacheSchedule:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     forecast: np.ndarray | None = None
     tokens: np.ndarray | None = None
+    recall: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         mask = np.array(self.mask, dtype=bool)
@@ -114,6 +120,12 @@ class CacheSchedule:
             object.__setattr__(self, "forecast", _sound_forecast(self.forecast, mask))
         if self.tokens is not None:
             object.__setattr__(self, "tokens", _sound_tokens(self.tokens, mask))
+        if self.recall is not None:
+            object.__setattr__(self, "recall", _sound_recall(self.recall, mask))
+        if self.tokens is not None and self.recall is not None:
+            raise InvalidInput(
+                sentence("schedule", expected="token maps or recalls", got="both", mend="use one of the methods")
+            )
 
     @property
     def steps(self) -> int:
@@ -131,13 +143,16 @@ class CacheSchedule:
 
         0 where it reuses or predicts. An update of some tokens costs as much as they are of all T, but for the keys
         and values of a self-attention, about half of it: those are of all tokens. (The attention's products are
-        counted into both halves alike, which overstates a partial update by 1 % at Push-T's sizes.)
+        counted into both halves alike, which overstates a partial update by 1 % at Push-T's sizes.) A recalled update
+        counts as the mean of an even and an odd chunk, the first chunk of an episode left out.
         """
         share = self.mask.astype(np.float64)
         if self.tokens is not None:
             computed = (self.tokens == np.arange(self.tokens.shape[2])).mean(axis=2)
             whole = np.array([0.5 if block.kind is BlockKind.SELF_ATTENTION else 0.0 for block in self.blocks])
             share *= whole[:, None] + (1 - whole[:, None]) * computed
+        if self.recall is not None:
+            share -= self.recall.mean(axis=0)
         return share
 
     @property
@@ -149,6 +164,8 @@ class CacheSchedule:
             identity.append(self._forecast_weights())
         if self.tokens is not None:
             identity.append({"tokens": self._token_maps()})
+        if self.recall is not None:
+            identity.append({"recall": self._recalled_steps()})
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     @property
@@ -179,24 +196,27 @@ class CacheSchedule:
         tokens = None if self.tokens is None else self.tokens.copy()
         if tokens is not None:
             tokens[:, -1] = np.arange(tokens.shape[2])
-        return replace(self, mask=mask, tokens=tokens)
+        recall = None if self.recall is None else self.recall.copy()
+        if recall is not None:
+            recall[:, :, -1] = False
+        return replace(self, mask=mask, tokens=tokens, recall=recall)
 
     def plain(self) -> CacheSchedule:
-        """Return the same mask and predictions with whole updates, which a plan can say."""
-        return replace(self, tokens=None)
+        """Return the same mask and predictions with whole updates, computed in every chunk, which a plan can say."""
+        return replace(self, tokens=None, recall=None)
 
     def require_plain(self, what: str) -> None:
         """Refuse what neither plans nor hooks can follow.
 
         Raises:
-            Unavailable: there are token maps.
+            Unavailable: there are token maps or recalls.
         """
-        if self.tokens is not None:
+        if self.tokens is not None or self.recall is not None:
             raise Unavailable(
                 sentence(
                     what,
                     expected="a schedule of whole updates",
-                    got=f"one of {self.method} with token maps",
+                    got=f"one of {self.method} with {'recalls' if self.tokens is None else 'token maps'}",
                     mend="give it to bac.build_executor with executor=eager",
                 )
             )
@@ -244,6 +264,7 @@ class CacheSchedule:
             "updates": self._update_steps(),
             **({} if self.forecast is None else {"forecast": self._forecast_weights()}),
             **({} if self.tokens is None else {"tokens": self._token_maps()}),
+            **({} if self.recall is None else {"recall": self._recalled_steps()}),
         }
 
     @classmethod
@@ -265,6 +286,7 @@ class CacheSchedule:
             method, parameters = str(document["method"]), dict(document["parameters"])
             forecast = _forecast(document["forecast"], rows, steps) if "forecast" in document else None
             tokens = _tokens(document["tokens"], rows, steps) if "tokens" in document else None
+            recall = _recall(document["recall"], rows, steps) if "recall" in document else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptArtefact(
                 sentence(
@@ -274,7 +296,7 @@ class CacheSchedule:
                     mend="write it again with scripts/calibrate.py",
                 )
             ) from error
-        return cls(_mask(rows, steps), tuple(rows), provenance, method, parameters, forecast, tokens)
+        return cls(_mask(rows, steps), tuple(rows), provenance, method, parameters, forecast, tokens, recall)
 
     def save(self, path: Path) -> None:
         """Write the JSON document, one line per block."""
@@ -311,6 +333,12 @@ class CacheSchedule:
             str(block): [[] if update else weights.tolist() for update, weights in zip(row, each, strict=True)]
             for block, row, each in zip(self.blocks, self.mask, self.forecast, strict=True)
         }
+
+    def _recalled_steps(self) -> dict[str, list[list[int]]]:
+        """Return per block the steps recalled by even chunks and by odd ones."""
+        assert self.recall is not None
+        rows = zip(self.blocks, *self.recall, strict=True)
+        return {str(block): [np.flatnonzero(each).tolist() for each in halves] for block, *halves in rows}
 
     def _token_maps(self) -> dict[str, list[list[int]]]:
         """Return per block the token maps of its partial updates, none where it computes all tokens or no one."""
@@ -355,6 +383,14 @@ def _tokens(document: Mapping[str, list[list[int]]], rows: Mapping[Block, list[i
     count = _longest(document)
     whole = np.broadcast_to(np.arange(count), (len(rows), steps, count)).copy()
     return _filled(whole, {name: [[_whole(t) for t in each] for each in row] for name, row in document.items()}, rows)
+
+
+def _recall(document: Mapping[str, list[list[int]]], rows: Mapping[Block, list[int]], steps: int) -> np.ndarray:
+    """Read ``_recalled_steps``' document."""
+    halves = zip(*(document[str(block)] for block in rows), strict=True)
+    return np.stack(
+        [_mask({b: [_whole(s) for s in half] for b, half in zip(rows, each, strict=True)}, steps) for each in halves]
+    )
 
 
 def _longest(document: Mapping[str, list[list[Any]]]) -> int:
@@ -440,12 +476,42 @@ def _sound_tokens(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
     return values
 
 
+def _sound_recall(recall: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+    """Return bool[2, blocks, K], or None where nothing is recalled.
+
+    Raises:
+        InvalidInput: another shape, a recall where the block does not update, or one in even and odd chunks.
+    """
+    values = np.array(recall, dtype=bool)
+    if values.shape != (2, *mask.shape):
+        raise InvalidInput(
+            sentence(
+                "schedule recall",
+                expected=f"bool[2, {mask.shape[0]} blocks, {mask.shape[1]} steps]",
+                got=f"shape {values.shape}",
+                mend="give one mask for even chunks and one for odd ones",
+            )
+        )
+    if (values & ~mask).any() or values.all(axis=0).any():
+        raise InvalidInput(
+            sentence(
+                "schedule recall",
+                expected="updates that every other chunk computes",
+                got=f"{int((values & ~mask).sum())} recalls without an update and "
+                f"{int(values.all(axis=0).sum())} updates that no chunk computes",
+                mend="mend the method",
+            )
+        )
+    values.setflags(write=False)
+    return values if values.any() else None
+
+
 def _within(values: np.ndarray, least: int, end: int) -> bool:
     return bool(((values >= least) & (values < end)).all())
 
 
 def _pretty(document: dict[str, Any]) -> str:
-    tables = {key: document[key] for key in ("updates", "forecast", "tokens") if key in document}
+    tables = {key: document[key] for key in ("updates", "forecast", "tokens", "recall") if key in document}
     head = {key: value for key, value in document.items() if key not in tables}
     text = [json.dumps(head, indent=2)[:-2]]
     for key, table in tables.items():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bac.accelerate import build_executor
+from bac.errors import Unavailable, sentence
 from bac.executors import ChunkNoise, CompiledExecutor, Executor, ExecutorKind
 from bac.methods.none import full_schedule
 from bac.passes import optimise
@@ -63,8 +64,20 @@ class Trials:
         Args:
             schedule: what to judge.
             rows: bool[N], which of the observations; all if None.
+
+        Raises:
+            Unavailable: the schedule recalls features of the chunk before: the observations are of single chunks.
         """
         schedule.require(self.provenance, self.trunk.blocks, self.sampler.steps)
+        if schedule.recall is not None:
+            raise Unavailable(
+                sentence(
+                    "trials",
+                    expected="a schedule of single chunks",
+                    got=f"one of {schedule.method} that recalls the chunk before",
+                    mend="judge it by episodes, with scripts/eval.py",
+                )
+            )
         chosen = torch.arange(len(self)) if rows is None else torch.from_numpy(np.flatnonzero(rows))
         actions = self._actions(self._bound(schedule), chosen)
         return (actions - self._expected[chosen]).abs().mean(dim=(1, 2)).cpu().numpy()

@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bac.accelerate import attach, build_executor, trunk_for
-from bac.executors import ChunkNoise, ExecutorKind, WeightType, select
+from bac.accelerate import attach, build_executor, select_for
+from bac.executors import ChunkNoise, ExecutorKind, WeightType
 from bac.memory import peak_memory
 from bac.methods import BlockAdaptive, Uniform, full_schedule
 from bac.plan import schedule_cost
@@ -178,8 +178,8 @@ def random_policy(
 
 
 def _planned(policy: DiffusionPolicy, *, schedule: CacheSchedule, kind: ExecutorKind, weights: WeightType) -> Denoise:
-    executor = select(kind, trunk_for(schedule, policy.trunk), weights)
-    return build_executor(schedule, policy.trunk, policy.sampler, policy.provenance, executor)
+    executor = select_for(schedule, policy.trunk, kind, weights)
+    return build_executor(schedule, policy.trunk, policy.sampler, policy.provenance, executor, policy.action_steps)
 
 
 def _hooked(policy: DiffusionPolicy, *, schedule: CacheSchedule, loop: Loop) -> Denoise:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bac.accelerate import build_executor, trunk_for
+from bac.accelerate import build_executor
 from bac.errors import CorruptArtefact, Unavailable, sentence
 from bac.executors import ExecutorKind
 from bac.files import write_whole
@@ -33,11 +33,12 @@ def main(config: ExportConfig, folder: Path) -> None:
     checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
     policy = load_policy(checkpoint, sampler=config.sampler.build)
     schedule = make_schedule(config.cache.build(), policy, checkpoint)
+    schedule.require_plain("ONNX graph")
     executor = build_executor(schedule, policy.trunk, policy.sampler, policy.provenance, ExecutorKind.EAGER)
     seen, done = policy.checkpoint.observation_normalizer, policy.checkpoint.action_normalizer
     exported = onnx_graph(
         executor.plan,
-        trunk_for(schedule, policy.trunk),
+        policy.trunk,
         policy.sampler,
         observation_units=Units(seen.scale.numpy(), seen.offset.numpy()),
         chunk_units=Units((1 / done.scale).numpy(), (-done.offset / done.scale).numpy()),

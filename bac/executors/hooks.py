@@ -60,7 +60,7 @@ class CacheHooks:
 
     Raises:
         Mismatch: schedule, sites and time steps do not belong together.
-        Unavailable: the schedule has token maps.
+        Unavailable: the schedule has token maps or recalls.
     """
 
     def __init__(self, sites: SiteTable, schedule: CacheSchedule, timesteps: np.ndarray) -> None:

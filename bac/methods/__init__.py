@@ -8,6 +8,7 @@ from bac.methods.bac_weighted import SensitivityWeighted, Sharing
 from bac.methods.base import LastStep, Method
 from bac.methods.bubbling_union import Downstream, bubbling_union
 from bac.methods.bwcache import BwCache
+from bac.methods.cross_chunk import CrossChunk
 from bac.methods.ertacache import ErtaCache
 from bac.methods.late import Late
 from bac.methods.none import NoCache, full_schedule
@@ -24,6 +25,7 @@ __all__ = [
     "AsymRnR",
     "BlockAdaptive",
     "BwCache",
+    "CrossChunk",
     "Downstream",
     "ErtaCache",
     "IntervalScore",

@@ -17,6 +17,7 @@ from bac.methods import (
     AsymRnR,
     BlockAdaptive,
     BwCache,
+    CrossChunk,
     Downstream,
     ErtaCache,
     IntervalScore,
@@ -69,6 +70,7 @@ METHODS = [
     ErtaCache(threshold=0.5),
     ToCa(updates=4),
     AsymRnR(updates=4),
+    CrossChunk(updates=4),
 ]
 
 
@@ -293,6 +295,21 @@ def test_asymrnr_merges_the_most_alike_neighbours_at_updates() -> None:
     assert AsymRnR(2, merge_ratio=0).schedule(profile).tokens is None
 
 
+def test_cross_chunk_takes_turns_at_the_steps_of_late() -> None:
+    forced = CrossChunk(5, power=2).schedule(PROFILE)
+    assert np.array_equal(forced.mask, Late(5, 2).schedule(PROFILE).mask)
+    # Updates at 0, 7, 12, 16, 18, 19: even chunks recall 7 and 16, odd ones 12 and 18.
+    assert forced.recall is not None
+    for even, odd in zip(*forced.recall, strict=True):
+        assert np.flatnonzero(even).tolist() == [7, 16]
+        assert np.flatnonzero(odd).tolist() == [12, 18]
+    free = CrossChunk(5, power=2, last_step=LastStep.FREE).schedule(PROFILE)
+    assert np.array_equal(free.mask, Late(5, 2, LastStep.FREE).schedule(PROFILE).mask)
+    assert CrossChunk(1).schedule(PROFILE).recall is None
+    with pytest.raises(InvalidInput, match=r"cache\.power: expected at least 1, got 0\.5"):
+        CrossChunk(power=0.5)
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
@@ -323,7 +340,7 @@ def test_labels_name_the_budget() -> None:
     assert [method.label for method in METHODS] == [
         "none", "uniform-s4", "bac-s4", "late-s4", "bac_weighted-s4", "bac_weighted-s4",
         "taylorseer-s4", "ab_cache-s4", "skip_cache-s4", "profilingdit-s4", "bwcache-t0.5", "teacache-t0.5",
-        "ertacache-t0.5", "toca-s4", "asymrnr-s4",
+        "ertacache-t0.5", "toca-s4", "asymrnr-s4", "cross_chunk-s4",
     ]  # fmt: skip
     assert [method.with_budget(7).label for method in METHODS[1:4]] == ["uniform-s7", "bac-s7", "late-s7"]
     assert Search().with_budget(1.25).label == "search-1.25g"
@@ -337,7 +354,7 @@ def test_search_is_not_made_from_a_profile() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth, ToCa, AsymRnR]
+    "method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth, ToCa, AsymRnR, CrossChunk]
 )
 @pytest.mark.parametrize("updates", [0, STEPS + 1])
 def test_refuses_numbers_of_updates_a_call_cannot_have(method: type[Any], updates: int) -> None:

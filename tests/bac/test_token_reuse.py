@@ -26,9 +26,9 @@ from toys import (
 )
 
 import bac
-from bac.accelerate import trunk_for
+from bac.accelerate import select_for
 from bac.errors import InvalidInput, Mismatch, Unavailable
-from bac.executors import ChunkNoise, EagerExecutor, ExecutorKind, select
+from bac.executors import ChunkNoise, EagerExecutor, ExecutorKind
 from bac.onnx_graph import onnx_graph
 from bac.passes import optimise
 from bac.plan import lower, schedule_cost
@@ -89,7 +89,11 @@ def naive(mask: np.ndarray, tokens: np.ndarray, observation: Tensor, noise: Chun
 
 
 def bound(schedule: CacheSchedule) -> EagerExecutor:
-    return EagerExecutor(optimise(lower(schedule.plain())), trunk_for(schedule, TRUNK), SAMPLER)
+    return EagerExecutor(
+        optimise(lower(schedule.plain())),
+        TokenReuseTrunk(TRUNK, schedule.tokens) if schedule.tokens is not None else TRUNK,
+        SAMPLER,
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -246,14 +250,14 @@ MAPPED = random_maps(0)
 
 def test_auto_is_eager_and_compiled_says_so() -> None:
     assert bac.build_executor(MAPPED, TRUNK, SAMPLER, replace(PROVENANCE)).plan == optimise(lower(MAPPED.plain()))
-    chosen = select("auto", trunk_for(MAPPED, TRUNK))
+    chosen = select_for(MAPPED, TRUNK)
     told = "executor compiled: expected a pre-norm decoder on the CPU, got TokenReuseTrunk on cpu; use executor=eager."
     assert (chosen.kind, chosen.because) == (ExecutorKind.EAGER, told)
     with pytest.raises(Unavailable, match=told):
         bac.build_executor(MAPPED, TRUNK, SAMPLER, PROVENANCE, ExecutorKind.COMPILED)
     told = "ONNX graph: expected a pre-norm decoder, got TokenReuseTrunk; use executor=eager, which runs any trunk"
     with pytest.raises(Unavailable, match=told):
-        onnx_graph(lower(MAPPED.plain()), trunk_for(MAPPED, TRUNK), SAMPLER)
+        onnx_graph(lower(MAPPED.plain()), TokenReuseTrunk(TRUNK, MAPPED.tokens), SAMPLER)
 
 
 def test_nothing_drops_the_maps_in_silence() -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from bac.schedule import CacheSchedule
+from bac.schedule import CacheSchedule, Weight
 
 
 def feature_errors(schedule: CacheSchedule, features: Sequence[Tensor]) -> np.ndarray:
@@ -26,7 +27,15 @@ def feature_errors(schedule: CacheSchedule, features: Sequence[Tensor]) -> np.nd
     errors = np.zeros(schedule.steps)
     for block, true in enumerate(features):
         for step in np.flatnonzero(~schedule.mask[block]):
-            used = sum(weight * true[source] for source, weight in schedule.terms(block, int(step)))
+            used = torch.zeros_like(true[step])
+            for source, weight in schedule.terms(block, int(step)):
+                used += _by_channel(weight, schedule, block).to(true) * true[source]
             error = (used - true[step]).flatten(1).norm(dim=1) / true[step].flatten(1).norm(dim=1)
             errors[step] += float(error.mean())
     return errors / len(features)
+
+
+def _by_channel(weight: Weight, schedule: CacheSchedule, block: int) -> Tensor:
+    """Return the weight of every channel, float[d], or the one of all of them."""
+    weights = torch.tensor(weight)
+    return weights if schedule.groups is None or weights.ndim == 0 else weights[schedule.groups[block]]

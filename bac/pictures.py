@@ -64,12 +64,12 @@ def similarity_maps(profile: FeatureProfile, metric: Metric, schedule: CacheSche
 
 
 def schedule_grid(schedule: CacheSchedule) -> Figure:
-    """Draw the schedule: a row per block, a column per step, dark where the block updates."""
+    """Draw the schedule: a row per block, a column per step, dark where the block updates, grey where in part."""
     figure, axis = plt.subplots(figsize=(10, 0.2 * len(schedule.blocks) + 1), layout="constrained")
-    axis.imshow(~schedule.mask, cmap="gray", aspect="auto", interpolation="none", vmin=0, vmax=1.15)
+    axis.imshow(1 - schedule.share, cmap="gray", aspect="auto", interpolation="none", vmin=0, vmax=1.15)
     axis.set_yticks(range(len(schedule.blocks)), [str(block) for block in schedule.blocks], fontsize=7)
     axis.set_xlabel("denoising step (0 is the noisiest)")
-    share = schedule.updates / schedule.mask.size
+    share = float(schedule.share.mean())
     axis.set_title(
         f"{schedule.method}: {schedule.updates} of {schedule.mask.size} block updates ({share:.0%})", fontsize=10
     )

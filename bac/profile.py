@@ -56,6 +56,9 @@ _STATISTICS = {
     "residual_change": _Statistic(("K", "K"), least=0),
     "residual_slope": _Statistic(("K", "K")),
     "gates": _Statistic(("blocks", "K"), least=0, most=1, mend=f"{_CALIBRATE} task=... cache=harmonica"),
+    "attention": _Statistic(("layers", "K", "T"), least=0),
+    # float32 may round the cosine of equal features to a little more than 1.
+    "token_likeness": _Statistic(("blocks", "K", "T - 1"), least=-1.0001, most=1.0001),
 }
 """The arrays that a profile may have beside its metrics, each with a field of its own."""
 
@@ -81,6 +84,9 @@ class FeatureProfile:
         residual_slope: float64[K, K], the factor on the row's residual that comes nearest to the column's, by least
             squares on centred channels (the head's layer norm removes their mean).
         gates: float64[blocks, K] in [0, 1], what a trained router makes of every update (``bac.router``).
+        attention: float32[layers, K, T], at least 0, the self-attention weights that each action token receives, summed
+            over queries and heads.
+        token_likeness: float32[blocks, K, T - 1], the cosine of the features of the action tokens t and t + 1.
 
     What was not measured is None.
     """
@@ -94,6 +100,8 @@ class FeatureProfile:
     residual_change: np.ndarray | None = None
     residual_slope: np.ndarray | None = None
     gates: np.ndarray | None = None
+    attention: np.ndarray | None = None
+    token_likeness: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if set(self.values) != set(Metric):
@@ -207,7 +215,8 @@ class FeatureProfile:
 
     def _require_sound_statistic(self, name: str, array: np.ndarray) -> None:
         rule = _STATISTICS[name]
-        lengths = {"K": self.steps, "blocks": len(self.blocks), "blocks + 1": len(self.blocks) + 1}
+        layers = 1 + max(block.layer for block in self.blocks)
+        lengths = {"K": self.steps, "layers": layers, "blocks": len(self.blocks), "blocks + 1": len(self.blocks) + 1}
         fits = array.ndim == len(rule.axes) and all(
             length == lengths.get(axis, length) for axis, length in zip(rule.axes, array.shape, strict=True)
         )

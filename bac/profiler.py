@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bac.executors import ChunkNoise, EagerExecutor
@@ -15,7 +16,7 @@ from bac.plan import lower
 from bac.profile import FeatureProfile, Metric
 from bac.sampler_table import SamplerTable
 from bac.schedule import Provenance
-from bac.trunk import ResidualTrunk
+from bac.trunk import BlockKind, ResidualTrunk, TokenTrunk
 
 
 def profile_features(
@@ -25,7 +26,7 @@ def profile_features(
     batches: Sequence[tuple[Tensor, ChunkNoise]],
     on_batch: Callable[[int], None] | None = None,
 ) -> FeatureProfile:
-    """Measure a feature profile.
+    """Measure a feature profile; of a ``TokenTrunk`` also how its action tokens attend to and resemble each other.
 
     Memory grows with the batch: K x B x T x d floats per block (39 MB per observation at Push-T's sizes).
 
@@ -43,19 +44,26 @@ def profile_features(
     execute = _uncached(recorder, sampler)
     totals = {metric: np.zeros((len(trunk.blocks), sampler.steps, sampler.steps)) for metric in Metric}
     residuals = _ResidualTotals(sampler.steps)
+    likeness: list[Any] = [0.0 for _ in trunk.blocks]
+    attention: dict[int, Any] = dict.fromkeys(sorted({block.layer for block in trunk.blocks}), 0.0)
     observations = 0
     for done, (observation, noise) in enumerate(batches, start=1):
         recorder.begin()
         execute(observation, noise)
         for block, features in enumerate(recorder.features):
-            for metric, values in _compare(torch.stack(features)).items():
+            recorded = torch.stack(features)
+            for metric, values in _compare(recorded).items():
                 totals[metric][block] += values
+            likeness[block] += _token_likeness(recorded)
             features.clear()
         residuals.add(torch.stack(recorder.residuals))
+        for layer, received in recorder.attention.items():
+            attention[layer] += torch.stack(received).double().sum(dim=1).cpu().numpy()
         observations += len(observation)
         if on_batch is not None:
             on_batch(done)
     means = {metric: (total / observations).astype(np.float32) for metric, total in totals.items()}
+    tokens = {"token_likeness": likeness, "attention": list(attention.values())} if recorder.attention else {}
     return FeatureProfile(
         means,
         trunk.blocks,
@@ -64,6 +72,7 @@ def profile_features(
         stream_change=recorder.change / observations,
         residual_change=residuals.change / observations,
         residual_slope=residuals.slope,
+        **{name: (np.stack(total) / observations).astype(np.float32) for name, total in tokens.items()},
     )
 
 
@@ -87,6 +96,8 @@ class _RecordingTrunk:
     Attributes:
         features: per block and step, float[B, T, d].
         residuals: per step, what all blocks together added to the stream, float[B, T, d].
+        attention: layer -> per step, the attention that its tokens receive, float[B, T]; empty where the trunk does not
+            show it, or has a single token, without a neighbour to resemble.
         change: float64[blocks + 1, K], relative change of the stream from the step before, summed over all rows so far.
     """
 
@@ -103,12 +114,16 @@ class _RecordingTrunk:
         points = len(self._trunk.blocks) + 1
         self.features: list[list[Tensor]] = [[] for _ in self._trunk.blocks]
         self.residuals: list[Tensor] = []
+        self.attention: dict[int, list[Tensor]] = {}
         self._streams: list[Tensor | None] = [None] * points
 
     def branch(self, block: int, stream: Tensor, table: Any, condition: Any) -> Tensor:
         self._watch(block, stream)
         feature = self._trunk.branch(block, stream, table, condition)
         self.features[block].append(feature)
+        layer, kind = self._trunk.blocks[block].layer, self._trunk.blocks[block].kind
+        if kind is BlockKind.SELF_ATTENTION and isinstance(self._trunk, TokenTrunk) and self._trunk.horizon > 1:
+            self.attention.setdefault(layer, []).append(self._trunk.attention_received(layer, stream))
         return feature
 
     def head(self, stream: Tensor) -> Tensor:
@@ -145,6 +160,12 @@ class _ResidualTotals:
         self.change += change.double().sum(dim=0).cpu().numpy()
         centred = (residuals - residuals.mean(dim=3, keepdim=True)).flatten(2).transpose(0, 1).double()
         self._gram += (centred @ centred.transpose(1, 2)).sum(dim=0).cpu().numpy()
+
+
+def _token_likeness(features: Tensor) -> np.ndarray:
+    """Return float64[K, T - 1] for float[K, B, T, d]: the cosine of neighbouring tokens, summed over B."""
+    cosine = F.cosine_similarity(features[:, :, :-1].double(), features[:, :, 1:].double(), dim=3)
+    return cosine.sum(dim=1).cpu().numpy()
 
 
 def _compare(features: Tensor) -> dict[Metric, np.ndarray]:

@@ -13,9 +13,11 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from bac.accelerate import select_for
 from bac.choices import choice
-from bac.executors import ExecutorKind, Selection, WeightType, select
+from bac.executors import ExecutorKind, Selection, WeightType
 from bac.sampler_table import SamplerTable
+from bac.schedule import CacheSchedule
 from bac.trunk import ResidualTrunk
 from configs.methods import METHODS
 from policies.base import PolicySpec
@@ -112,14 +114,14 @@ class DpmSolverConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ExecutorConfig:
-    """What runs the plan; see ``bac.executors.select``."""
+    """What runs the plan; see ``bac.accelerate.select_for``."""
 
     kind: str
     weights: str
 
-    def select(self, trunk: ResidualTrunk) -> Selection:
-        """Find out what works for a trunk."""
-        return select(self.kind, trunk, self.weights)
+    def select(self, schedule: CacheSchedule, trunk: ResidualTrunk) -> Selection:
+        """Find out what works for a schedule on a trunk."""
+        return select_for(schedule, trunk, self.kind, self.weights)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -15,9 +15,8 @@ from bac.errors import BacError, InvalidInput, sentence
 from bac.executors import ChunkNoise
 from bac.methods import BlockAdaptive, HarmoniCa, Method, NoCache, Search
 from bac.methods.base import ByUpdates, require_updates
-from bac.passes import optimise
 from bac.pictures import gate_map, save_figure, schedule_grid, sensitivity_curve, similarity_maps
-from bac.plan import cost, lower
+from bac.plan import schedule_cost
 from bac.profile import FeatureProfile, Metric
 from bac.profiler import profile_features
 from bac.results import run_provenance, write_results
@@ -171,7 +170,7 @@ def _profile_summary(profile: FeatureProfile) -> dict[str, Any]:
 
 
 def _summary(schedule: CacheSchedule, policy: DiffusionPolicy) -> dict[str, object]:
-    flops = cost(optimise(lower(schedule)), policy.trunk.cost)
+    flops = schedule_cost(schedule, policy.trunk.cost)
     return {
         "digest": schedule.digest,
         "block_updates": schedule.updates,

@@ -41,8 +41,8 @@ def main(config: EvalConfig, folder: Path) -> None:
         )
     checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
     policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device)
-    executor = config.executor.select(policy.trunk)
     schedule = make_schedule(config.cache.build(), policy, checkpoint)
+    executor = config.executor.select(schedule, policy.trunk)
     cached = bac.accelerate(policy, schedule, executor)
     uncached = bac.accelerate(
         policy, make_schedule(NoCache(), policy, checkpoint), replace(executor, weights=WeightType.FP32)
@@ -57,10 +57,14 @@ def main(config: EvalConfig, folder: Path) -> None:
     if config.compare:
         results["compare"] = _comparison(episodes, playing(policy=uncached, title="play uncached"))
     spread = demos.spread_observations(config.error_observations, cached.observation_steps, HELD_OUT_SEED)
-    errors = action_errors(cached, uncached, spread)
+    # A schedule that recalls the chunk before is judged where it does, on the second chunk of two.
+    before = demos.spread_observations(
+        config.error_observations, cached.observation_steps, HELD_OUT_SEED, earlier=cached.action_steps
+    )
+    errors = action_errors(cached, uncached, spread, before=None if schedule.recall is None else before)
     results["action_error"] = {"mean": float(errors.mean()), "p95": float(np.percentile(errors, 95))}
     one = demos.spread_observations(1, cached.observation_steps, HELD_OUT_SEED)
-    results |= latency_and_flops(cached, uncached, one, config.latency_calls)
+    results |= latency_and_flops(cached, schedule, uncached, one, config.latency_calls)
     results["schedule"] = _describe(schedule)
     results["executor"] = executor.to_json()
     results["provenance"] = run_provenance(torch.device(config.device), asdict(config))

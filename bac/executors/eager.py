@@ -46,7 +46,11 @@ class EagerExecutor:
     def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:
         """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do]."""
         noise.require(observation.shape[0], self._sampler.steps)
-        condition = self._trunk.condition(observation)
+        return self.denoise(self._trunk.condition(observation), noise)
+
+    @torch.inference_mode()
+    def denoise(self, condition: Any, noise: ChunkNoise) -> Tensor:
+        """Return the normalised action chunk float32[B, T, Da] under a condition of this executor's trunk."""
         slots: _Slots = [None] * self.plan.slots
         sample, original = noise.initial, torch.zeros_like(noise.initial)
         for (table, actions, update), fresh in zip(self._steps, noise.steps, strict=True):

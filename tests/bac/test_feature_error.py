@@ -34,6 +34,17 @@ def test_predictions_count_with_their_weights() -> None:
     assert feature_errors(replace(schedule, forecast=None), [linear]) == pytest.approx([0, 0, 1 / 3])
 
 
+def test_groups_of_channels_are_predicted_apart() -> None:
+    forecast = np.zeros((1, 3, 2, 2))
+    forecast[0, 2, :, 0] = [2, -1]  # extrapolates
+    forecast[0, 2, :, 1] = [1, 0]  # holds
+    schedule = replace(schedule_of("##."), forecast=forecast, groups=np.array([[0, 1]]))
+    both = torch.tensor([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]]).view(3, 1, 1, 2)
+    assert feature_errors(schedule, [both]) == pytest.approx([0, 0, 0])
+    swapped = replace(schedule, groups=np.array([[1, 0]]))
+    assert feature_errors(swapped, [both]) == pytest.approx([0, 0, 1 / 34**0.5])
+
+
 def test_recorded_features_are_those_of_an_uncached_call() -> None:
     trunk, sampler = DiffusionTransformerTrunk(small_network()), ddpm(DiffusionProcess(train_steps=4))
     observation, noise = random_inputs(0, batch=2, steps=4)

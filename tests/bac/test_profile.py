@@ -147,6 +147,8 @@ STATISTICS = {
     "residual_change": (7, 7),
     "residual_slope": (7, 7),
     "gates": (6, 7),
+    "attention": (2, 7, 4),
+    "token_likeness": (6, 7, 3),
 }
 
 
@@ -170,8 +172,8 @@ def test_statistic_refuses_what_it_cannot_be(name: str) -> None:
         with pytest.raises(InvalidInput, match=r"in \[0, 1\].*, 1 values outside or NaN"):
             replace(random_profile(seed=0), gates=np.linspace(0, 1.001, 42).reshape(shape))
     if name != "residual_slope":
-        with pytest.raises(InvalidInput, match=r"in \[0, .* values outside or NaN"):
-            replace(random_profile(seed=0), **{name: -np.ones(shape)})
+        with pytest.raises(InvalidInput, match=r"in \[(0|-1\.0001), .* values outside or NaN"):
+            replace(random_profile(seed=0), **{name: -2 * np.ones(shape)})
 
 
 def test_a_missing_statistic_says_how_to_get_it() -> None:

@@ -9,7 +9,7 @@ from bac.methods.bubbling_union import Downstream, bubbling_union
 from bac.methods.bwcache import BwCache
 from bac.methods.ertacache import ErtaCache
 from bac.methods.foca import FoCa
-from bac.methods.harmonica import HarmoniCa
+from bac.methods.harmonica import HarmoniCa, Opening
 from bac.methods.late import Late
 from bac.methods.none import NoCache, full_schedule
 from bac.methods.profilingdit import ProfilingDit
@@ -33,6 +33,7 @@ __all__ = [
     "Method",
     "NoCache",
     "Objective",
+    "Opening",
     "ProfilingDit",
     "Search",
     "SensitivityWeighted",

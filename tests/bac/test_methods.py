@@ -318,7 +318,7 @@ def test_labels_name_the_budget() -> None:
     assert [method.with_budget(7).label for method in (*named[:2], NoCache())] == ["uniform-s7", "late-s7", "none"]
     assert [method.label for method in METHODS] == [
         "none", "uniform-s4", "bac-s4", "late-s4", "bac_weighted-s4", "bac_weighted-s4",
-        "taylorseer-s4", "ab_cache-s4", "skip_cache-s4", "profilingdit-s4", "bwcache-t0.5", "teacache-t0.5",
+        "taylorseer-s4", "ab_cache-s4", "foca-s4", "skip_cache-s4", "profilingdit-s4", "bwcache-t0.5", "teacache-t0.5",
         "ertacache-t0.5", "harmonica-s4", "harmonica-s4",
     ]  # fmt: skip
     assert [method.with_budget(7).label for method in METHODS[1:4]] == ["uniform-s7", "bac-s7", "late-s7"]
@@ -333,8 +333,7 @@ def test_search_is_not_made_from_a_profile() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth, FoCa]
-    "method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth, HarmoniCa]
+    "method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth, FoCa, HarmoniCa]
 )
 @pytest.mark.parametrize("updates", [0, STEPS + 1])
 def test_refuses_numbers_of_updates_a_call_cannot_have(method: type[Any], updates: int) -> None:

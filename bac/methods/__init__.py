@@ -11,7 +11,7 @@ from bac.methods.bwcache import BwCache
 from bac.methods.cross_chunk import CrossChunk
 from bac.methods.ertacache import ErtaCache
 from bac.methods.foca import FoCa
-from bac.methods.harmonica import HarmoniCa
+from bac.methods.harmonica import HarmoniCa, Opening
 from bac.methods.late import Late
 from bac.methods.none import NoCache, full_schedule
 from bac.methods.profilingdit import ProfilingDit
@@ -38,6 +38,7 @@ __all__ = [
     "Method",
     "NoCache",
     "Objective",
+    "Opening",
     "ProfilingDit",
     "Search",
     "SensitivityWeighted",

@@ -18,6 +18,7 @@ from zarr.storage import ZipStore
 from bac.errors import CorruptArtefact, InvalidInput, MissingArtefact, sentence
 from bac.files import write_whole
 from bac.schedule import Provenance
+from bac.solvers import Solver, measured_intervals
 from bac.trunk import Block
 
 _FORMAT = "bac-profile-1"
@@ -55,6 +56,8 @@ _STATISTICS = {
     "stream_change": _Statistic(("blocks + 1", "K"), least=0),
     "residual_change": _Statistic(("K", "K"), least=0),
     "residual_slope": _Statistic(("K", "K")),
+    "solver_mse": _Statistic(("intervals", "solvers", "blocks", "d"), least=0),
+    "channel_dynamics": _Statistic(("3", "blocks", "d"), least=0),
 }
 """The arrays that a profile may have beside its metrics, each with a field of its own."""
 
@@ -79,6 +82,12 @@ class FeatureProfile:
             relative to the row's.
         residual_slope: float64[K, K], the factor on the row's residual that comes nearest to the column's, by least
             squares on centred channels (the head's layer norm removes their mean).
+        solver_mse: float32[intervals, solvers, blocks, d], at least 0, the mean squared error of each channel where
+            every h-th step is computed and a solver predicts the others (``bac.solvers``: solvers, intervals).
+        channel_dynamics: float32[3, blocks, d], at least 0, how each channel moves: the root mean square of its change
+            per step over that of itself; that of the change of its change over that of its change, 0 for a line and
+            2 for a zigzag; that of its change over 4 steps over 4 times that per step, 1 for a line and 1/2 for a
+            random walk. 0 where the channel never moves.
 
     What was not measured is None.
     """
@@ -91,6 +100,8 @@ class FeatureProfile:
     stream_change: np.ndarray | None = None
     residual_change: np.ndarray | None = None
     residual_slope: np.ndarray | None = None
+    solver_mse: np.ndarray | None = None
+    channel_dynamics: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if set(self.values) != set(Metric):
@@ -204,7 +215,14 @@ class FeatureProfile:
 
     def _require_sound_statistic(self, name: str, array: np.ndarray) -> None:
         rule = _STATISTICS[name]
-        lengths = {"K": self.steps, "blocks": len(self.blocks), "blocks + 1": len(self.blocks) + 1}
+        lengths = {
+            "K": self.steps,
+            "blocks": len(self.blocks),
+            "blocks + 1": len(self.blocks) + 1,
+            "intervals": len(measured_intervals(self.steps)),
+            "solvers": len(Solver),
+            "3": 3,
+        }
         fits = array.ndim == len(rule.axes) and all(
             length == lengths.get(axis, length) for axis, length in zip(rule.axes, array.shape, strict=True)
         )

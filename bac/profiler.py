@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bac.channels import ChannelTotals
 from bac.executors import ChunkNoise, EagerExecutor
 from bac.methods.none import full_schedule
 from bac.plan import lower
@@ -44,13 +45,16 @@ def profile_features(
     execute = EagerExecutor(lower(schedule), recorder, sampler)
     totals = {metric: np.zeros((len(trunk.blocks), sampler.steps, sampler.steps)) for metric in Metric}
     residuals = _ResidualTotals(sampler.steps)
+    channels = ChannelTotals(len(trunk.blocks), sampler.steps)
     observations = 0
     for done, (observation, noise) in enumerate(batches, start=1):
         recorder.begin()
         execute(observation, noise)
         for block, features in enumerate(recorder.features):
-            for metric, values in _compare(torch.stack(features)).items():
+            recorded = torch.stack(features)
+            for metric, values in _compare(recorded).items():
                 totals[metric][block] += values
+            channels.add(block, recorded)
             features.clear()
         residuals.add(torch.stack(recorder.residuals))
         observations += len(observation)
@@ -65,6 +69,7 @@ def profile_features(
         stream_change=recorder.change / observations,
         residual_change=residuals.change / observations,
         residual_slope=residuals.slope,
+        **channels.statistics(),
     )
 
 

@@ -9,6 +9,7 @@ from bac.methods.bubbling_union import Downstream, bubbling_union
 from bac.methods.bwcache import BwCache
 from bac.methods.ertacache import ErtaCache
 from bac.methods.foca import FoCa
+from bac.methods.hyca import HyCa
 from bac.methods.late import Late
 from bac.methods.none import NoCache, full_schedule
 from bac.methods.profilingdit import ProfilingDit
@@ -25,6 +26,7 @@ __all__ = [
     "Downstream",
     "ErtaCache",
     "FoCa",
+    "HyCa",
     "IntervalScore",
     "LastStep",
     "Late",

@@ -19,6 +19,7 @@ from bac.methods import (
     Downstream,
     ErtaCache,
     FoCa,
+    HyCa,
     IntervalScore,
     LastStep,
     Late,
@@ -49,6 +50,8 @@ PROFILE = replace(
     stream_change=DRAW.random((len(BLOCKS) + 1, STEPS)),
     residual_change=DRAW.random((STEPS, STEPS)),
     residual_slope=DRAW.random((STEPS, STEPS)),
+    solver_mse=DRAW.random((3, 5, len(BLOCKS), 16)),
+    channel_dynamics=DRAW.random((3, len(BLOCKS), 16)),
 )
 METHODS = [
     NoCache(),
@@ -60,6 +63,7 @@ METHODS = [
     TaylorSeer(updates=4),
     AdamsBashforth(updates=4),
     FoCa(updates=4),
+    HyCa(updates=4),
     SkipCache(updates=4),
     ProfilingDit(updates=4, cached_layers=1),
     BwCache(threshold=0.5),
@@ -262,7 +266,7 @@ def test_search_is_not_made_from_a_profile() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth, FoCa]
+    "method", [Uniform, BlockAdaptive, Late, SensitivityWeighted, TaylorSeer, AdamsBashforth, FoCa, HyCa]
 )
 @pytest.mark.parametrize("updates", [0, STEPS + 1])
 def test_refuses_numbers_of_updates_a_call_cannot_have(method: type[Any], updates: int) -> None:

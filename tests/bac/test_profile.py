@@ -146,6 +146,8 @@ STATISTICS = {
     "stream_change": (7, 7),
     "residual_change": (7, 7),
     "residual_slope": (7, 7),
+    "solver_mse": (1, 5, 6, 16),
+    "channel_dynamics": (3, 6, 16),
 }
 
 

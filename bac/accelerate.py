@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
-from bac.errors import MissingArtefact, sentence
-from bac.executors import CacheHooks, Executor, ExecutorKind, Selection, SiteTable, select
+from bac.choices import choice
+from bac.errors import MissingArtefact, Unavailable, sentence
+from bac.executors import (
+    CacheHooks,
+    CrossChunkExecutor,
+    Executor,
+    ExecutorKind,
+    Selection,
+    SiteTable,
+    WeightType,
+    select,
+)
 from bac.passes import optimise
 from bac.plan import lower, verify
 from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule, Provenance
+from bac.token_reuse import TokenReuseTrunk
 from bac.trunk import ResidualTrunk
 
 
@@ -30,6 +42,10 @@ class Acceleratable(Protocol):
     @property
     def provenance(self) -> Provenance:
         """Names checkpoint and sampler."""
+
+    @property
+    def action_steps(self) -> int:
+        """Actions of a chunk that are executed."""
 
     @property
     def schedules(self) -> Path | None:
@@ -58,7 +74,9 @@ def accelerate(
         Unavailable: this machine does not have the executor.
     """
     found = schedule if isinstance(schedule, CacheSchedule) else CacheSchedule.load(_locate(policy, schedule))
-    return policy.with_denoiser(build_executor(found, policy.trunk, policy.sampler, policy.provenance, executor))
+    return policy.with_denoiser(
+        build_executor(found, policy.trunk, policy.sampler, policy.provenance, executor, policy.action_steps)
+    )
 
 
 def build_executor(
@@ -67,18 +85,71 @@ def build_executor(
     sampler: SamplerTable,
     provenance: Provenance,
     executor: Selection | str = ExecutorKind.AUTO,
+    executed: int | None = None,
 ) -> Executor:
     """Check a schedule against what is about to run, lower it, optimise the plan, verify it and bind it.
 
+    Args:
+        schedule: which block to compute at which step.
+        trunk: the denoiser.
+        sampler: its sampler.
+        provenance: names both.
+        executor: a name of ``ExecutorKind``, or what ``select_for`` or ``bac.executors.select`` gave.
+        executed: actions that are executed of a chunk; only a schedule that recalls the chunk before needs it.
+
     Raises:
-        Mismatch: made for another checkpoint, sampler, step count or block set.
-        Unavailable: this machine does not have the executor.
+        InvalidInput: the schedule recalls, and ``executed`` is not given.
+        Mismatch: made for another checkpoint, sampler, step count, block set or number of tokens.
+        Unavailable: this machine, this trunk or this schedule does not have the executor.
     """
     schedule.require(provenance, trunk.blocks, sampler.steps)
-    selection = executor if isinstance(executor, Selection) else select(executor, trunk)
-    plan = optimise(lower(schedule))
+    selection = executor if isinstance(executor, Selection) else select_for(schedule, trunk, executor)
+    plan = optimise(lower(schedule.plain()))
     verify(plan, schedule)
-    return selection.build(plan, trunk, sampler)
+    if schedule.recall is None:
+        return selection.build(plan, _trunk_for(schedule, trunk), sampler)
+    if selection.kind is not ExecutorKind.EAGER:
+        raise _recalls(selection.kind)
+    return CrossChunkExecutor(plan, trunk, sampler, schedule.recall, executed)
+
+
+def select_for(
+    schedule: CacheSchedule,
+    trunk: ResidualTrunk,
+    kind: ExecutorKind | str = ExecutorKind.AUTO,
+    weights: WeightType | str = WeightType.FP32,
+) -> Selection:
+    """Find out what runs a schedule: ``bac.executors.select``, but where the schedule allows only the eager executor.
+
+    Raises:
+        InvalidInput: no such executor or weight type, or an executor that does not store weights in that way.
+        Mismatch: the schedule's token maps are for another number of tokens.
+        Unavailable: asked for by name, and this machine, this trunk or this schedule does not have it.
+    """
+    if schedule.recall is None:
+        return select(kind, _trunk_for(schedule, trunk), weights)
+    if choice("executor", kind, ExecutorKind) is ExecutorKind.AUTO:
+        because = "only the eager executor follows a schedule that recalls features of the chunk before"
+        return replace(select(ExecutorKind.EAGER, trunk, weights), because=because)
+    if kind != ExecutorKind.EAGER:
+        raise _recalls(kind)
+    return select(kind, trunk, weights)
+
+
+def _trunk_for(schedule: CacheSchedule, trunk: ResidualTrunk) -> ResidualTrunk:
+    """Return what a schedule's plan runs on: the trunk, or one that follows the schedule's token maps."""
+    return trunk if schedule.tokens is None else TokenReuseTrunk(trunk, schedule.tokens)
+
+
+def _recalls(kind: ExecutorKind | str) -> Unavailable:
+    return Unavailable(
+        sentence(
+            f"executor {kind}",
+            expected="eager for a schedule that recalls features of the chunk before",
+            got=kind,
+            mend="use executor=eager",
+        )
+    )
 
 
 def attach(sites: SiteTable, schedule: CacheSchedule, timesteps: np.ndarray) -> CacheHooks:

@@ -96,7 +96,12 @@ def onnx_graph(
     require_together(plan, trunk, sampler)
     if not isinstance(trunk, DecoderTrunk):
         raise Unavailable(
-            sentence("ONNX export", expected="a pre-norm decoder", got=type(trunk).__name__, mend="export it yourself")
+            sentence(
+                "ONNX graph",
+                expected="a pre-norm decoder",
+                got=type(trunk).__name__,
+                mend="use executor=eager, which runs any trunk",
+            )
         )
     try:
         from onnx import TensorProto, helper

@@ -1,4 +1,4 @@
-"""Pictures of what the methods work on: similarity maps, sensitivity of steps, schedule grids."""
+"""Pictures of what the methods work on: similarity maps, sensitivity of steps, gates of a router, schedule grids."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from bac.files import write_whole
 from bac.profile import FeatureProfile, Metric
 from bac.schedule import CacheSchedule
+from bac.trunk import Block
 
 matplotlib.use("Agg")
 
@@ -63,12 +64,12 @@ def similarity_maps(profile: FeatureProfile, metric: Metric, schedule: CacheSche
 
 
 def schedule_grid(schedule: CacheSchedule) -> Figure:
-    """Draw the schedule: a row per block, a column per step, dark where the block updates."""
+    """Draw the schedule: a row per block, a column per step, dark where the block updates, grey where in part."""
     figure, axis = plt.subplots(figsize=(10, 0.2 * len(schedule.blocks) + 1), layout="constrained")
-    axis.imshow(~schedule.mask, cmap="gray", aspect="auto", interpolation="none", vmin=0, vmax=1.15)
+    axis.imshow(1 - schedule.share, cmap="gray", aspect="auto", interpolation="none", vmin=0, vmax=1.15)
     axis.set_yticks(range(len(schedule.blocks)), [str(block) for block in schedule.blocks], fontsize=7)
     axis.set_xlabel("denoising step (0 is the noisiest)")
-    share = schedule.updates / schedule.mask.size
+    share = float(schedule.share.mean())
     axis.set_title(
         f"{schedule.method}: {schedule.updates} of {schedule.mask.size} block updates ({share:.0%})", fontsize=10
     )
@@ -81,4 +82,15 @@ def sensitivity_curve(sensitivity: np.ndarray) -> Figure:
     axis.semilogy(np.arange(len(sensitivity)), sensitivity, "o-", markersize=3)
     axis.set(xlabel="denoising step (0 is the noisiest)", ylabel="gain to the actions")
     axis.set_title("how much of an error in a step's noise estimate reaches the actions", fontsize=10)
+    return figure
+
+
+def gate_map(gates: np.ndarray, blocks: tuple[Block, ...]) -> Figure:
+    """Draw float[blocks, K] in [0, 1], a learned router's gates: a row per block, a column per step."""
+    figure, axis = plt.subplots(figsize=(10, 0.2 * len(blocks) + 1), layout="constrained")
+    image = axis.imshow(gates, cmap="viridis", aspect="auto", interpolation="none", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axis, label="gate")
+    axis.set_yticks(range(len(blocks)), [str(block) for block in blocks], fontsize=7)
+    axis.set_xlabel("denoising step (0 is the noisiest)")
+    axis.set_title("learned gates: what each update is worth to the actions", fontsize=10)
     return figure

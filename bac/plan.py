@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,7 +147,7 @@ class PlanCost:
     """FLOPs of one call at batch 1.
 
     Attributes:
-        planned: what the plan computes.
+        planned: what the plan or the schedule computes.
         original: what the original network with the same schedule would compute; the published figures count this.
         hoisted: ``original - planned``, work that depends on the step or the observation alone and left the loop.
         branches: the part of ``planned`` spent in residual branches.
@@ -167,7 +167,12 @@ def lower(schedule: CacheSchedule) -> Plan:
     """Return the plain plan of a schedule, no pass applied.
 
     Block i of B lives in slot i; where predictions read p features, the latest ones take turns in slots i, i + B, ...
+
+    Raises:
+        Unavailable: the schedule has token maps or recalls: lower its ``plain`` schedule for an executor that knows
+            what to make of them.
     """
+    schedule.require_plain("plan")
     count, history = len(schedule.blocks), schedule.history
     homes: list[deque[int]] = [deque(maxlen=history) for _ in schedule.blocks]
     updates = np.cumsum(schedule.mask, axis=1) - 1
@@ -245,11 +250,28 @@ def verify(plan: Plan, schedule: CacheSchedule) -> None:
 
 def cost(plan: Plan, trunk: TrunkCost) -> PlanCost:
     """Count the FLOPs of a plan on a trunk (additions of features are not matrix products and not counted)."""
-    computed = [op.block for op in plan.operations() if isinstance(op, Compute)]
-    branches = sum(trunk.branch[block] for block in computed)
+    calls = plan.block_calls()
+    return _cost([calls[block] for block in plan.blocks], len(plan.steps), trunk)
+
+
+def schedule_cost(schedule: CacheSchedule, trunk: TrunkCost) -> PlanCost:
+    """Count the FLOPs of a call of a schedule on a trunk, each update by its ``CacheSchedule.share``.
+
+    Where every update is a whole one, this is the cost of the schedule's plan.
+    """
+    return _cost(schedule.share.sum(axis=1).tolist(), schedule.steps, trunk)
+
+
+def _cost(updates: Sequence[float], steps: int, trunk: TrunkCost) -> PlanCost:
+    """Return the cost of ``updates`` per block, whole ones or parts."""
+
+    def spent(branch: tuple[int, ...]) -> int:
+        return round(sum(flops * each for flops, each in zip(branch, updates, strict=False)))
+
+    branches = spent(trunk.branch)
     return PlanCost(
-        planned=branches + len(plan.steps) * trunk.step + trunk.call,
-        original=sum(trunk.original_branch[block] for block in computed) + len(plan.steps) * trunk.original_step,
+        planned=branches + steps * trunk.step + trunk.call,
+        original=spent(trunk.original_branch) + steps * trunk.original_step,
         branches=branches,
     )
 

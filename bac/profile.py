@@ -56,6 +56,10 @@ _STATISTICS = {
     "stream_change": _Statistic(("blocks + 1", "K"), least=0),
     "residual_change": _Statistic(("K", "K"), least=0),
     "residual_slope": _Statistic(("K", "K")),
+    "gates": _Statistic(("blocks", "K"), least=0, most=1, mend=f"{_CALIBRATE} task=... cache=harmonica"),
+    "attention": _Statistic(("layers", "K", "T"), least=0),
+    # float32 may round the cosine of equal features to a little more than 1.
+    "token_likeness": _Statistic(("blocks", "K", "T - 1"), least=-1.0001, most=1.0001),
     "solver_mse": _Statistic(("intervals", "solvers", "blocks", "d"), least=0),
     "channel_dynamics": _Statistic(("3", "blocks", "d"), least=0),
 }
@@ -82,6 +86,10 @@ class FeatureProfile:
             relative to the row's.
         residual_slope: float64[K, K], the factor on the row's residual that comes nearest to the column's, by least
             squares on centred channels (the head's layer norm removes their mean).
+        gates: float64[blocks, K] in [0, 1], what a trained router makes of every update (``bac.router``).
+        attention: float32[layers, K, T], at least 0, the self-attention weights that each action token receives, summed
+            over queries and heads.
+        token_likeness: float32[blocks, K, T - 1], the cosine of the features of the action tokens t and t + 1.
         solver_mse: float32[intervals, solvers, blocks, d], at least 0, the mean squared error of each channel where
             every h-th step is computed and a solver predicts the others (``bac.solvers``: solvers, intervals).
         channel_dynamics: float32[3, blocks, d], at least 0, how each channel moves: the root mean square of its change
@@ -100,6 +108,9 @@ class FeatureProfile:
     stream_change: np.ndarray | None = None
     residual_change: np.ndarray | None = None
     residual_slope: np.ndarray | None = None
+    gates: np.ndarray | None = None
+    attention: np.ndarray | None = None
+    token_likeness: np.ndarray | None = None
     solver_mse: np.ndarray | None = None
     channel_dynamics: np.ndarray | None = None
 
@@ -215,8 +226,10 @@ class FeatureProfile:
 
     def _require_sound_statistic(self, name: str, array: np.ndarray) -> None:
         rule = _STATISTICS[name]
+        layers = 1 + max(block.layer for block in self.blocks)
         lengths = {
             "K": self.steps,
+            "layers": layers,
             "blocks": len(self.blocks),
             "blocks + 1": len(self.blocks) + 1,
             "intervals": len(measured_intervals(self.steps)),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bac.channels import ChannelTotals
@@ -16,7 +17,7 @@ from bac.plan import lower
 from bac.profile import FeatureProfile, Metric
 from bac.sampler_table import SamplerTable
 from bac.schedule import Provenance
-from bac.trunk import ResidualTrunk
+from bac.trunk import BlockKind, ResidualTrunk, TokenTrunk
 
 
 def profile_features(
@@ -26,7 +27,7 @@ def profile_features(
     batches: Sequence[tuple[Tensor, ChunkNoise]],
     on_batch: Callable[[int], None] | None = None,
 ) -> FeatureProfile:
-    """Measure a feature profile.
+    """Measure a feature profile; of a ``TokenTrunk`` also how its action tokens attend to and resemble each other.
 
     Memory grows with the batch: K x B x T x d floats per block (39 MB per observation at Push-T's sizes).
 
@@ -41,10 +42,11 @@ def profile_features(
         InvalidInput: a feature is NaN or never changes.
     """
     recorder = _RecordingTrunk(trunk, sampler.steps)
-    schedule = full_schedule(trunk.blocks, sampler.steps, provenance)
-    execute = EagerExecutor(lower(schedule), recorder, sampler)
+    execute = _uncached(recorder, sampler)
     totals = {metric: np.zeros((len(trunk.blocks), sampler.steps, sampler.steps)) for metric in Metric}
     residuals = _ResidualTotals(sampler.steps)
+    likeness: list[Any] = [0.0 for _ in trunk.blocks]
+    attention: dict[int, Any] = dict.fromkeys(sorted({block.layer for block in trunk.blocks}), 0.0)
     channels = ChannelTotals(len(trunk.blocks), sampler.steps)
     observations = 0
     for done, (observation, noise) in enumerate(batches, start=1):
@@ -54,13 +56,17 @@ def profile_features(
             recorded = torch.stack(features)
             for metric, values in _compare(recorded).items():
                 totals[metric][block] += values
+            likeness[block] += _token_likeness(recorded)
             channels.add(block, recorded)
             features.clear()
         residuals.add(torch.stack(recorder.residuals))
+        for layer, received in recorder.attention.items():
+            attention[layer] += torch.stack(received).double().sum(dim=1).cpu().numpy()
         observations += len(observation)
         if on_batch is not None:
             on_batch(done)
     means = {metric: (total / observations).astype(np.float32) for metric, total in totals.items()}
+    tokens = {"token_likeness": likeness, "attention": list(attention.values())} if recorder.attention else {}
     return FeatureProfile(
         means,
         trunk.blocks,
@@ -69,8 +75,23 @@ def profile_features(
         stream_change=recorder.change / observations,
         residual_change=residuals.change / observations,
         residual_slope=residuals.slope,
+        **{name: (np.stack(total) / observations).astype(np.float32) for name, total in tokens.items()},
         **channels.statistics(),
     )
+
+
+def record_features(
+    trunk: ResidualTrunk, sampler: SamplerTable, observation: Tensor, noise: ChunkNoise
+) -> list[Tensor]:
+    """Return the features of an uncached call, per block float[K, B, T, d]; see ``profile_features`` for the memory."""
+    recorder = _RecordingTrunk(trunk, sampler.steps)
+    _uncached(recorder, sampler)(observation, noise)
+    return [torch.stack(features) for features in recorder.features]
+
+
+def _uncached(recorder: _RecordingTrunk, sampler: SamplerTable) -> EagerExecutor:
+    nowhere = Provenance("", sampler.identity)  # nothing of it is kept
+    return EagerExecutor(lower(full_schedule(recorder.blocks, sampler.steps, nowhere)), recorder, sampler)
 
 
 class _RecordingTrunk:
@@ -79,6 +100,8 @@ class _RecordingTrunk:
     Attributes:
         features: per block and step, float[B, T, d].
         residuals: per step, what all blocks together added to the stream, float[B, T, d].
+        attention: layer -> per step, the attention that its tokens receive, float[B, T]; empty where the trunk does not
+            show it, or has a single token, without a neighbour to resemble.
         change: float64[blocks + 1, K], relative change of the stream from the step before, summed over all rows so far.
     """
 
@@ -95,12 +118,16 @@ class _RecordingTrunk:
         points = len(self._trunk.blocks) + 1
         self.features: list[list[Tensor]] = [[] for _ in self._trunk.blocks]
         self.residuals: list[Tensor] = []
+        self.attention: dict[int, list[Tensor]] = {}
         self._streams: list[Tensor | None] = [None] * points
 
     def branch(self, block: int, stream: Tensor, table: Any, condition: Any) -> Tensor:
         self._watch(block, stream)
         feature = self._trunk.branch(block, stream, table, condition)
         self.features[block].append(feature)
+        layer, kind = self._trunk.blocks[block].layer, self._trunk.blocks[block].kind
+        if kind is BlockKind.SELF_ATTENTION and isinstance(self._trunk, TokenTrunk) and self._trunk.horizon > 1:
+            self.attention.setdefault(layer, []).append(self._trunk.attention_received(layer, stream))
         return feature
 
     def head(self, stream: Tensor) -> Tensor:
@@ -137,6 +164,12 @@ class _ResidualTotals:
         self.change += change.double().sum(dim=0).cpu().numpy()
         centred = (residuals - residuals.mean(dim=3, keepdim=True)).flatten(2).transpose(0, 1).double()
         self._gram += (centred @ centred.transpose(1, 2)).sum(dim=0).cpu().numpy()
+
+
+def _token_likeness(features: Tensor) -> np.ndarray:
+    """Return float64[K, T - 1] for float[K, B, T, d]: the cosine of neighbouring tokens, summed over B."""
+    cosine = F.cosine_similarity(features[:, :, :-1].double(), features[:, :, 1:].double(), dim=3)
+    return cosine.sum(dim=1).cpu().numpy()
 
 
 def _compare(features: Tensor) -> dict[Metric, np.ndarray]:

@@ -19,6 +19,7 @@ _PACKAGES = (
     "torch",
     "numpy",
     "diffusers",
+    "cache-dit",
     "gymnasium",
     "gym-pusht",
     "pymunk",

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bac.executors import ChunkNoise, CompiledExecutor, Executor, ExecutorKind, select
+from bac.accelerate import build_executor
+from bac.errors import Unavailable, sentence
+from bac.executors import ChunkNoise, CompiledExecutor, Executor, ExecutorKind
 from bac.methods.none import full_schedule
 from bac.passes import optimise
-from bac.plan import Plan, cost, lower
+from bac.plan import lower, schedule_cost
 from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule, Provenance
 from bac.timing import device_synchroniser, measure_interleaved
@@ -47,9 +49,9 @@ class Trials:
         self._observed = observed
         self._noise = noise
         self._executed = executed
-        self._selection = select(executor, trunk)
-        uncached = optimise(lower(full_schedule(trunk.blocks, sampler.steps, provenance)))
-        self._executor: Executor = self._selection.build(uncached, trunk, sampler)
+        self._kind = executor
+        uncached = full_schedule(trunk.blocks, sampler.steps, provenance)
+        self._executor = build_executor(uncached, trunk, sampler, provenance, executor)
         self._expected = self._actions(self._executor, torch.arange(len(self)))
 
     def __len__(self) -> int:
@@ -62,10 +64,22 @@ class Trials:
         Args:
             schedule: what to judge.
             rows: bool[N], which of the observations; all if None.
+
+        Raises:
+            Unavailable: the schedule recalls features of the chunk before: the observations are of single chunks.
         """
         schedule.require(self.provenance, self.trunk.blocks, self.sampler.steps)
+        if schedule.recall is not None:
+            raise Unavailable(
+                sentence(
+                    "trials",
+                    expected="a schedule of single chunks",
+                    got=f"one of {schedule.method} that recalls the chunk before",
+                    mend="judge it by episodes, with scripts/eval.py",
+                )
+            )
         chosen = torch.arange(len(self)) if rows is None else torch.from_numpy(np.flatnonzero(rows))
-        actions = self._actions(self._bound(optimise(lower(schedule))), chosen)
+        actions = self._actions(self._bound(schedule), chosen)
         return (actions - self._expected[chosen]).abs().mean(dim=(1, 2)).cpu().numpy()
 
     def block_times(self, calls: int = 15) -> tuple[np.ndarray, float]:
@@ -81,7 +95,7 @@ class Trials:
             masks[kind] = masks[""] | np.array([[block.kind is kind] for block in blocks])
         taken = measure_interleaved(
             {
-                kind: partial(self._actions, self._bound(optimise(lower(self._schedule(mask)))), torch.arange(1))
+                kind: partial(self._actions, self._bound(self._schedule(mask)), torch.arange(1))
                 for kind, mask in masks.items()
             },
             calls=calls,
@@ -94,15 +108,15 @@ class Trials:
 
     def flops(self, schedule: CacheSchedule) -> int:
         """Return what a call of the schedule computes, FLOPs at batch 1."""
-        return cost(optimise(lower(schedule)), self.trunk.cost).planned
+        return schedule_cost(schedule, self.trunk.cost).planned
 
     def _schedule(self, mask: np.ndarray) -> CacheSchedule:
         return CacheSchedule(mask, self.trunk.blocks, self.provenance, "trial")
 
-    def _bound(self, plan: Plan) -> Executor:
-        if isinstance(self._executor, CompiledExecutor):
-            return self._executor.with_plan(plan)
-        return self._selection.build(plan, self.trunk, self.sampler)
+    def _bound(self, schedule: CacheSchedule) -> Executor:
+        if schedule.tokens is None and isinstance(self._executor, CompiledExecutor):
+            return self._executor.with_plan(optimise(lower(schedule)))
+        return build_executor(schedule, self.trunk, self.sampler, self.provenance, self._kind)
 
     def _actions(self, executor: Executor, rows: Tensor) -> Tensor:
         noise = ChunkNoise(self._noise.initial[rows], self._noise.steps[:, rows])

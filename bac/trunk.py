@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -106,3 +106,24 @@ class ResidualTrunk(Protocol):
 
     def head(self, stream: Tensor) -> Tensor:
         """Return the noise estimate float[B, T, Da]."""
+
+
+@runtime_checkable
+class TokenTrunk(ResidualTrunk, Protocol):
+    """A trunk that can also compute a branch for some of its action tokens, for ``bac.token_reuse``."""
+
+    @property
+    def horizon(self) -> int:
+        """Action tokens T of a chunk."""
+
+    def branch_tokens(self, block: int, stream: Tensor, table: Any, condition: Any, tokens: Tensor) -> Tensor:
+        """Return the feature float[B, R, d] of block number ``block`` at the tokens int64[R] alone.
+
+        The stream is of all tokens: a self-attention's queries are the chosen tokens, its keys and values all of them.
+        """
+
+    def attention_received(self, layer: int, stream: Tensor) -> Tensor:
+        """Return float[B, T]: per token, its self-attention weights summed over all queries and heads of a layer.
+
+        The stream is the input of the layer's self-attention branch.
+        """

@@ -13,9 +13,11 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from bac.accelerate import select_for
 from bac.choices import choice
-from bac.executors import ExecutorKind, Selection, WeightType, select
+from bac.executors import ExecutorKind, Selection, WeightType
 from bac.sampler_table import SamplerTable
+from bac.schedule import CacheSchedule
 from bac.trunk import ResidualTrunk
 from configs.methods import METHODS
 from policies.base import PolicySpec
@@ -112,14 +114,14 @@ class DpmSolverConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ExecutorConfig:
-    """What runs the plan; see ``bac.executors.select``."""
+    """What runs the plan; see ``bac.accelerate.select_for``."""
 
     kind: str
     weights: str
 
-    def select(self, trunk: ResidualTrunk) -> Selection:
-        """Find out what works for a trunk."""
-        return select(self.kind, trunk, self.weights)
+    def select(self, schedule: CacheSchedule, trunk: ResidualTrunk) -> Selection:
+        """Find out what works for a schedule on a trunk."""
+        return select_for(schedule, trunk, self.kind, self.weights)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -182,6 +184,10 @@ class CalibrateConfig:
         seed: of the choice of observations and of the noise.
         sensitivity_observations: how many of them also measure the sensitivity of steps; 0 for none.
         trial_observations: how many of them judge the trials of ``cache=search``.
+        router_observations: how many of them train the router of ``cache=harmonica``.
+        router_batch: observations in one rollout of the router.
+        router_iterations: rollouts, with one step of the router's optimiser after each.
+        router_penalty: weight of the gates' share of the FLOPs against the squared action error (normalised units).
         budgets: values of ``cache.updates`` (of ``cache.gflops`` for ``search``) to write schedules for, beside the
             configured one.
         device: ``cpu`` or ``cuda``.
@@ -197,6 +203,10 @@ class CalibrateConfig:
     seed: int
     sensitivity_observations: int
     trial_observations: int
+    router_observations: int
+    router_batch: int
+    router_iterations: int
+    router_penalty: float
     budgets: list[float]
     device: str
     threads: int | None
@@ -296,6 +306,7 @@ class Study(StrEnum):
     GROWTH = "growth"
     TRIED = "tried"
     PARETO = "pareto"
+    PEERS = "peers"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -315,12 +326,43 @@ class ParetoConfig:
     Attributes:
         methods: names of ``cache=``, each with the defaults of its YAML file.
         updates: budgets of each.
-        kept: file of what was judged so far; a killed study goes on from it.
+        thresholds: budgets of the methods that have another kind, by name.
+        free_last_step: methods that are also judged with the last step free.
+        headline: labels of the rows that are played beside those that no other row beats, for instance ``bac-s10``.
+        episodes: paired episodes of every played row; 0 plays none.
+        parallel: episodes in one policy call.
+        kept: file of what was judged and played so far; a killed study goes on from it.
     """
 
     methods: list[str]
     updates: list[int]
+    thresholds: dict[str, list[float]]
+    free_last_step: list[str]
+    headline: list[str]
+    episodes: int
+    parallel: int
     kept: str
+
+
+@dataclass(kw_only=True, slots=True)
+class PeersConfig:
+    """Caches of other packages that ``study=peers`` applies, a row for each value.
+
+    Attributes:
+        first_block: thresholds of diffusers' FirstBlockCache.
+        taylorseer: intervals of diffusers' TaylorSeer, steps.
+        magcache: thresholds of diffusers' MagCache.
+        magcache_skipped: most steps that MagCache skips in a row; its own default of 3 computes 40 % at any threshold.
+        dbcache: thresholds of cache-dit's DBCache, without and with its TaylorSeer.
+        calibration_observations: observations that MagCache's ratios are measured on.
+    """
+
+    first_block: list[float]
+    taylorseer: list[int]
+    magcache: list[float]
+    magcache_skipped: int
+    dbcache: list[float]
+    calibration_observations: int
 
 
 @dataclass(kw_only=True, slots=True)
@@ -330,7 +372,7 @@ class BenchConfig:
     Attributes:
         study: ``latency`` of a chunk under every executor, schedule and sampler; ``growth`` of that time with updates,
             steps, depth and width; ``tried``, what else could run a plan on a CPU; ``pareto``, error against cost of
-            all methods.
+            all methods; ``peers``, the caches of other packages.
         checkpoint: path of a checkpoint; null takes the task's shipped policy.
         networks: ``checkpoint``, ``kitchen`` (the original Kitchen sizes with random weights), or both.
         batches: batch sizes, one table each.
@@ -340,6 +382,8 @@ class BenchConfig:
         executors: executors of the rows, with a weight type after a space.
         growth: axes of ``study=growth``.
         pareto: methods and budgets of ``study=pareto``.
+        sampler: of ``study=pareto``.
+        peers: caches and thresholds of ``study=peers``.
         memory: whether to measure the peak memory of every row, in processes of their own.
         only: time only rows whose name contains one of these, and the reference; null times all.
         stages_schedule: schedule under which ``predict`` is timed stage by stage.
@@ -352,6 +396,7 @@ class BenchConfig:
     """
 
     task: TaskConfig
+    sampler: Any
     study: str
     checkpoint: str | None
     networks: list[str]
@@ -362,6 +407,7 @@ class BenchConfig:
     executors: list[str]
     growth: GrowthConfig
     pareto: ParetoConfig
+    peers: PeersConfig
     memory: bool
     only: list[str] | None
     stages_schedule: str

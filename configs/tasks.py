@@ -40,8 +40,13 @@ class TaskDemonstrations:
         """Return float32[N, Do]: the observation keys side by side in the order of ``keys``."""
         return np.concatenate([self.observations[key] for key in keys], axis=1)
 
-    def spread_observations(self, count: int, observation_steps: int, seed: int) -> dict[str, np.ndarray]:
+    def spread_observations(
+        self, count: int, observation_steps: int, seed: int, earlier: int = 0
+    ) -> dict[str, np.ndarray]:
         """Pick observations from all over the demonstrations: one at random from each of ``count`` equal stretches.
+
+        With ``earlier``, give instead what was observed that many control steps before, no further back than the
+        beginning of the episode.
 
         Returns:
             key -> float32[count, To, channels].
@@ -58,7 +63,9 @@ class TaskDemonstrations:
             self.episode_ends, horizon=observation_steps, pad_before=observation_steps - 1, pad_after=0
         )
         stretches = (np.arange(count) + np.random.default_rng(seed).random(count)) * frames / count
-        chosen = histories[stretches.astype(np.int64)]
+        chosen = stretches.astype(np.int64)
+        begins = np.concatenate(([0], self.episode_ends))[np.searchsorted(self.episode_ends, chosen, side="right")]
+        chosen = histories[np.maximum(chosen - earlier, begins)]
         return {key: values[chosen] for key, values in self.observations.items()}
 
 

@@ -11,12 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bac.accelerate import attach, build_executor
-from bac.executors import ChunkNoise, ExecutorKind, WeightType, select
+from bac.accelerate import attach, build_executor, select_for
+from bac.executors import ChunkNoise, ExecutorKind, WeightType
 from bac.memory import peak_memory
 from bac.methods import BlockAdaptive, Uniform, full_schedule
-from bac.passes import optimise
-from bac.plan import cost, lower
+from bac.plan import schedule_cost
 from bac.profile import FeatureProfile
 from bac.profiler import profile_features
 from bac.schedule import CacheSchedule
@@ -179,8 +178,8 @@ def random_policy(
 
 
 def _planned(policy: DiffusionPolicy, *, schedule: CacheSchedule, kind: ExecutorKind, weights: WeightType) -> Denoise:
-    executor = select(kind, policy.trunk, weights)
-    return build_executor(schedule, policy.trunk, policy.sampler, policy.provenance, executor)
+    executor = select_for(schedule, policy.trunk, kind, weights)
+    return build_executor(schedule, policy.trunk, policy.sampler, policy.provenance, executor, policy.action_steps)
 
 
 def _hooked(policy: DiffusionPolicy, *, schedule: CacheSchedule, loop: Loop) -> Denoise:
@@ -198,4 +197,4 @@ def _built_shortened(policy: DiffusionPolicy, *, build: Callable[[DiffusionPolic
 
 
 def _gflops(policy: DiffusionPolicy, schedule: CacheSchedule) -> float:
-    return cost(optimise(lower(schedule)), policy.trunk.cost).planned / 1e9
+    return schedule_cost(schedule, policy.trunk.cost).planned / 1e9

@@ -57,6 +57,11 @@ class DiffusionPolicy:
         """Observations To that ``predict`` wants, oldest first."""
         return self.spec.network.observation_steps
 
+    @property
+    def action_steps(self) -> int:
+        """Actions of a chunk that are executed, Ta."""
+        return self.spec.action_steps
+
     def with_denoiser(self, denoiser: Executor) -> Self:
         """Return the same policy over another denoiser."""
         return type(self)(self.checkpoint, self.sampler, denoiser, self.schedules)
@@ -105,7 +110,7 @@ class DiffusionPolicy:
             rows = [torch.randn(shape, generator=_generator(seed, chunk)) for seed, chunk in noise_keys]
             drawn = torch.stack(rows).to(self.trunk.device)
         by_step = drawn.transpose(0, 1).contiguous()
-        return ChunkNoise(by_step[0], by_step[1:])
+        return ChunkNoise(by_step[0], by_step[1:], None if noise_keys is None else tuple(noise_keys))
 
     def _uncached(self) -> Executor:
         schedule = full_schedule(self.trunk.blocks, self.sampler.steps, self.provenance)

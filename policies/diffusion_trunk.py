@@ -48,7 +48,7 @@ class _Attention:
 
 
 class DiffusionTransformerTrunk:
-    """A ``ResidualTrunk`` over the weights of a ``DiffusionTransformer``; it shares them and never changes them.
+    """A ``TokenTrunk`` over the weights of a ``DiffusionTransformer``; it shares them and never changes them.
 
     A step table is float[layers, 2 d]: K and V of the time token. A condition is float[layers, B, To, 2 d].
     """
@@ -65,6 +65,11 @@ class DiffusionTransformerTrunk:
     def cost(self) -> TrunkCost:
         """FLOPs of the parts."""
         return diffusion_transformer_cost(self._config)
+
+    @property
+    def horizon(self) -> int:
+        """Action tokens T of a chunk."""
+        return self._config.horizon
 
     @property
     def device(self) -> torch.device:
@@ -92,20 +97,40 @@ class DiffusionTransformerTrunk:
     def branch(self, block: int, stream: Tensor, table: Tensor, condition: list[Tensor]) -> Tensor:
         """Return the feature float[B, T, d] of block number ``block``."""
         number, kind = divmod(block, len(_KINDS))
-        layer = self._layers[number]
         match _KINDS[kind]:
             case BlockKind.SELF_ATTENTION:
                 attention = self._self_attention[number]
-                q, k, v = F.linear(layer.norm1(stream), *attention.query_key_value).chunk(3, dim=-1)
+                normed = self._layers[number].norm1(stream)
+                q, k, v = F.linear(normed, *attention.query_key_value).chunk(3, dim=-1)
                 return F.linear(self._attend(q, k, v, self._network.mask), *attention.out)
             case BlockKind.CROSS_ATTENTION:
-                attention = self._cross_attention[number]
-                q = F.linear(layer.norm2(stream), *attention.query)
-                time = table[number].expand(stream.shape[0], 1, -1)
-                k, v = torch.cat((time, condition[number]), dim=1).chunk(2, dim=-1)
-                return F.linear(self._attend(q, k, v, self._network.memory_mask), *attention.out)
+                return self._cross_attended(number, stream, table, condition, self._network.memory_mask)
             case BlockKind.FEED_FORWARD:
-                return layer.linear2(F.gelu(layer.linear1(layer.norm3(stream))))
+                return self._fed_forward(number, stream)
+
+    def branch_tokens(
+        self, block: int, stream: Tensor, table: Tensor, condition: list[Tensor], tokens: Tensor
+    ) -> Tensor:
+        """Return the feature float[B, R, d] of block number ``block`` at the tokens int64[R] alone."""
+        number, kind = divmod(block, len(_KINDS))
+        match _KINDS[kind]:
+            case BlockKind.SELF_ATTENTION:
+                attention, normed = self._self_attention[number], self._layers[number].norm1(stream)
+                q = F.linear(normed[:, tokens], *attention.query)
+                k, v = F.linear(normed, *attention.key_value).chunk(2, dim=-1)
+                return F.linear(self._attend(q, k, v, self._network.mask[tokens]), *attention.out)
+            case BlockKind.CROSS_ATTENTION:
+                mask = self._network.memory_mask[tokens]
+                return self._cross_attended(number, stream[:, tokens], table, condition, mask)
+            case BlockKind.FEED_FORWARD:
+                return self._fed_forward(number, stream[:, tokens])
+
+    def attention_received(self, layer: int, stream: Tensor) -> Tensor:
+        """Return float[B, T]: per token, its self-attention weights summed over all queries and heads of a layer."""
+        normed = self._layers[layer].norm1(stream)
+        q, k, _ = map(self._split, F.linear(normed, *self._self_attention[layer].query_key_value).chunk(3, dim=-1))
+        scores = q @ k.transpose(2, 3) / q.shape[3] ** 0.5 + self._network.mask
+        return scores.softmax(dim=3).sum(dim=(1, 2))
 
     def head(self, stream: Tensor) -> Tensor:
         """Return the noise estimate float[B, T, Da]."""
@@ -148,10 +173,26 @@ class DiffusionTransformerTrunk:
             out=_affine(layer.linear2),
         )
 
+    def _cross_attended(
+        self, number: int, stream: Tensor, table: Tensor, condition: list[Tensor], mask: Tensor
+    ) -> Tensor:
+        attention = self._cross_attention[number]
+        q = F.linear(self._layers[number].norm2(stream), *attention.query)
+        time = table[number].expand(stream.shape[0], 1, -1)
+        k, v = torch.cat((time, condition[number]), dim=1).chunk(2, dim=-1)
+        return F.linear(self._attend(q, k, v, mask), *attention.out)
+
+    def _fed_forward(self, number: int, stream: Tensor) -> Tensor:
+        layer = self._layers[number]
+        return layer.linear2(F.gelu(layer.linear1(layer.norm3(stream))))
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        heads = self._config.heads
-        q, k, v = (part.view(*part.shape[:2], heads, -1).transpose(1, 2) for part in (q, k, v))
+        q, k, v = map(self._split, (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+    def _split(self, part: Tensor) -> Tensor:
+        """Return float[B, heads, tokens, d / heads] of float[B, tokens, d]."""
+        return part.view(*part.shape[:2], self._config.heads, -1).transpose(1, 2)
 
 
 def diffusion_transformer_blocks(config: DiffusionTransformerConfig) -> tuple[Block, ...]:

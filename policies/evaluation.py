@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import numpy as np
 
-from bac.plan import cost
+from bac.methods import full_schedule
+from bac.plan import schedule_cost
+from bac.schedule import CacheSchedule
 from bac.timing import device_synchroniser, measure_interleaved
 from policies.diffusion_policy import DiffusionPolicy
 
 
 def action_errors(
-    policy: DiffusionPolicy, reference: DiffusionPolicy, observation: Mapping[str, np.ndarray], batch: int = 32
+    policy: DiffusionPolicy,
+    reference: DiffusionPolicy,
+    observation: Mapping[str, np.ndarray],
+    batch: int = 32,
+    before: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Return float64[N]: per observation, the mean absolute difference of the executed actions, normalised units.
 
@@ -24,24 +31,36 @@ def action_errors(
         reference: what it is compared to, with the same sampler.
         observation: key -> float32[N, To, channels], task units.
         batch: observations in one call.
+        before: what was observed a chunk earlier; where it is given, ``policy`` first decides on this, and the chunks
+            compared are the second ones of their episodes.
     """
     observed = policy.observe(observation)
+    earlier = None if before is None else policy.observe(before)
     errors = []
     for start in range(0, len(observed), batch):
         rows = observed[start : start + batch]
-        noise = policy.draw_noise(len(rows), [(start + row, 0) for row in range(len(rows))])
+        episodes = range(start, start + len(rows))
+        if earlier is not None:
+            first = policy.draw_noise(len(rows), [(episode, 0) for episode in episodes])
+            policy.denoiser(earlier[start : start + batch], first)
+        noise = policy.draw_noise(len(rows), [(episode, 0 if earlier is None else 1) for episode in episodes])
         chunk, expected = (each.denoiser(rows, noise)[:, policy.spec.executed] for each in (policy, reference))
         errors.append((chunk.double() - expected.double()).abs().mean(dim=(1, 2)).cpu().numpy())
     return np.concatenate(errors)
 
 
 def latency_and_flops(
-    cached: DiffusionPolicy, uncached: DiffusionPolicy, observation: Mapping[str, np.ndarray], calls: int
+    cached: DiffusionPolicy,
+    schedule: CacheSchedule,
+    uncached: DiffusionPolicy,
+    observation: Mapping[str, np.ndarray],
+    calls: int,
 ) -> dict[str, Any]:
     """Time ``predict`` of both in turn, and count their FLOPs.
 
     Args:
         cached: the accelerated policy.
+        schedule: what it runs.
         uncached: the same policy, nothing cached.
         observation: what ``predict`` takes; its batch is the batch that is timed.
         calls: timed calls of each.
@@ -52,11 +71,14 @@ def latency_and_flops(
     """
     both = {"cached": cached, "uncached": uncached}
     latency = measure_interleaved(
-        {name: lambda policy=policy: policy.predict(observation) for name, policy in both.items()},  # type: ignore[misc]
+        {name: _calls(policy, schedule, observation) for name, policy in both.items()},
         calls=calls,
         synchronise=device_synchroniser(cached.trunk.device),
     )
-    flops = {name: cost(policy.denoiser.plan, policy.trunk.cost) for name, policy in both.items()}
+    full = full_schedule(schedule.blocks, schedule.steps, schedule.provenance)
+    flops = {
+        name: schedule_cost(each, cached.trunk.cost) for name, each in {"cached": schedule, "uncached": full}.items()
+    }
     return {
         "latency_ms": {name: each.to_json() for name, each in latency.items()},
         "speedup": latency["uncached"].p50_ms / latency["cached"].p50_ms,
@@ -64,3 +86,18 @@ def latency_and_flops(
         "gflops": {name: each.planned / 1e9 for name, each in flops.items()},
         "gflops_hoisted": {name: each.hoisted / 1e9 for name, each in flops.items()},
     }
+
+
+def _calls(
+    policy: DiffusionPolicy, schedule: CacheSchedule, observation: Mapping[str, np.ndarray]
+) -> Callable[[], np.ndarray]:
+    """Return what calls ``predict``, each time as an episode's next chunk if the schedule recalls the one before."""
+    if schedule.recall is None:
+        return lambda: policy.predict(observation)
+    rows, numbers = len(next(iter(observation.values()))), count()
+
+    def call() -> np.ndarray:
+        number = next(numbers)
+        return policy.predict(observation, [(row, number) for row in range(rows)])
+
+    return call

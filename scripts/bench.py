@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from studies import growth, latency, pareto, tried
+from studies import growth, latency, pareto, peers, tried
 
 from bac.choices import choice
 from configs.entry import script
@@ -15,6 +15,7 @@ _STUDIES = {
     Study.GROWTH: growth.run,
     Study.TRIED: tried.run,
     Study.PARETO: pareto.run,
+    Study.PEERS: peers.run,
 }
 
 

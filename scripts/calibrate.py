@@ -6,20 +6,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bac.errors import InvalidInput, sentence
+from bac.errors import BacError, InvalidInput, sentence
 from bac.executors import ChunkNoise
-from bac.methods import BlockAdaptive, Method, NoCache, Search
+from bac.methods import BlockAdaptive, HarmoniCa, Method, NoCache, Search
 from bac.methods.base import ByUpdates, require_updates
-from bac.passes import optimise
-from bac.pictures import save_figure, schedule_grid, sensitivity_curve, similarity_maps
-from bac.plan import cost, lower
+from bac.pictures import gate_map, save_figure, schedule_grid, sensitivity_curve, similarity_maps
+from bac.plan import schedule_cost
 from bac.profile import FeatureProfile, Metric
 from bac.profiler import profile_features
 from bac.results import run_provenance, write_results
+from bac.router import train_router
 from bac.schedule import CacheSchedule
 from bac.sensitivity import step_sensitivity
 from bac.trials import Trials
@@ -49,7 +50,11 @@ def main(config: CalibrateConfig, folder: Path) -> None:
         schedules = _search(config, policy, methods, profile_path(checkpoint, policy.sampler))
         found: dict[str, Any] = {}
     else:
-        profile = _profile(config, policy)
+        kept = _kept_profile(profile_path(checkpoint, policy.sampler), policy)
+        if isinstance(method, HarmoniCa):
+            profile = replace(kept or _profile(config, policy), gates=_gates(config, policy))
+        else:
+            profile = replace(_profile(config, policy), gates=kept.gates if kept else None)
         profile.save(profile_path(checkpoint, policy.sampler))
         print(f"wrote {profile_path(checkpoint, policy.sampler)}")
         schedules = {label: each.schedule(profile) for label, each in methods.items()}
@@ -81,6 +86,35 @@ def _profile(config: CalibrateConfig, policy: DiffusionPolicy) -> FeatureProfile
             policy.trunk, policy.sampler, batches, policy.spec.executed, config.seed, lambda _: bar.update()
         )
     return replace(profile, sensitivity=gains)
+
+
+def _kept_profile(path: Path, policy: DiffusionPolicy) -> FeatureProfile | None:
+    """Return the profile of this policy and sampler that an earlier run left, None if it is of others or unreadable."""
+    try:
+        kept = FeatureProfile.load(path)
+    except BacError:
+        return None
+    return kept if kept.provenance == policy.provenance else None
+
+
+def _gates(config: CalibrateConfig, policy: DiffusionPolicy) -> np.ndarray:
+    batches = _batches(replace(config, batch=config.router_batch), policy, config.router_observations)
+    with tqdm(total=config.router_iterations, desc="router", unit="rollout") as bar:
+
+        def report(error: float, share: float) -> None:
+            bar.set_postfix_str(f"action error {error:.4f} (rms) at {share:.0%} of the FLOPs")
+            bar.update()
+
+        return train_router(
+            policy.trunk,
+            policy.sampler,
+            batches,
+            policy.spec.executed,
+            iterations=config.router_iterations,
+            penalty=config.router_penalty,
+            seed=config.seed,
+            on_iteration=report,
+        )
 
 
 def _search(
@@ -122,6 +156,8 @@ def _draw(profile: FeatureProfile, method: Method, chosen: CacheSchedule, folder
     save_figure(similarity_maps(profile, metric, chosen), folder / "similarity.png")
     if profile.sensitivity is not None:
         save_figure(sensitivity_curve(profile.sensitivity), folder / "sensitivity.png")
+    if profile.gates is not None:
+        save_figure(gate_map(profile.gates, profile.blocks), folder / "gates.png")
 
 
 def _profile_summary(profile: FeatureProfile) -> dict[str, Any]:
@@ -134,7 +170,7 @@ def _profile_summary(profile: FeatureProfile) -> dict[str, Any]:
 
 
 def _summary(schedule: CacheSchedule, policy: DiffusionPolicy) -> dict[str, object]:
-    flops = cost(optimise(lower(schedule)), policy.trunk.cost)
+    flops = schedule_cost(schedule, policy.trunk.cost)
     return {
         "digest": schedule.digest,
         "block_updates": schedule.updates,

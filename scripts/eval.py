@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
+from studies.episodes import play, scores
 
 import bac
 from bac.errors import InvalidInput, sentence
@@ -21,12 +22,11 @@ from bac.methods import NoCache
 from bac.pictures import save_figure, schedule_grid
 from bac.results import run_provenance, write_results
 from bac.schedule import CacheSchedule
-from bac.statistics import bootstrap_mean, wilson
+from bac.statistics import bootstrap_mean
 from configs.entry import script
 from configs.schema import EvalConfig
-from configs.tasks import HELD_OUT_SEED, demonstrations, environment
-from envs.rollout import Episode, rollout
-from policies.diffusion_policy import DiffusionPolicy
+from configs.tasks import HELD_OUT_SEED, demonstrations
+from envs.rollout import Episode
 from policies.evaluation import action_errors, latency_and_flops
 from policies.loading import load_policy, locate_checkpoint, make_schedule
 
@@ -41,23 +41,30 @@ def main(config: EvalConfig, folder: Path) -> None:
         )
     checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
     policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device)
-    executor = config.executor.select(policy.trunk)
     schedule = make_schedule(config.cache.build(), policy, checkpoint)
+    executor = config.executor.select(schedule, policy.trunk)
     cached = bac.accelerate(policy, schedule, executor)
     uncached = bac.accelerate(
         policy, make_schedule(NoCache(), policy, checkpoint), replace(executor, weights=WeightType.FP32)
     )
     demos = demonstrations(config.task)
 
-    episodes = _play(config, cached, "cached", record=config.video)
-    results = {"task": config.task.name, "episodes": len(episodes), "seed": episodes[0].seed, **_scores(episodes)}
+    first = config.task.seed if config.seed is None else config.seed
+    seeds = range(first, first + config.episodes)
+    playing = partial(play, config.task, seeds=seeds, parallel=config.parallel)
+    episodes = playing(policy=cached, record=config.video, title="play cached")
+    results = {"task": config.task.name, "episodes": len(episodes), "seed": episodes[0].seed, **scores(episodes)}
     if config.compare:
-        results["compare"] = _comparison(episodes, _play(config, uncached, "uncached", record=0))
+        results["compare"] = _comparison(episodes, playing(policy=uncached, title="play uncached"))
     spread = demos.spread_observations(config.error_observations, cached.observation_steps, HELD_OUT_SEED)
-    errors = action_errors(cached, uncached, spread)
+    # A schedule that recalls the chunk before is judged where it does, on the second chunk of two.
+    before = demos.spread_observations(
+        config.error_observations, cached.observation_steps, HELD_OUT_SEED, earlier=cached.action_steps
+    )
+    errors = action_errors(cached, uncached, spread, before=None if schedule.recall is None else before)
     results["action_error"] = {"mean": float(errors.mean()), "p95": float(np.percentile(errors, 95))}
     one = demos.spread_observations(1, cached.observation_steps, HELD_OUT_SEED)
-    results |= latency_and_flops(cached, uncached, one, config.latency_calls)
+    results |= latency_and_flops(cached, schedule, uncached, one, config.latency_calls)
     results["schedule"] = _describe(schedule)
     results["executor"] = executor.to_json()
     results["provenance"] = run_provenance(torch.device(config.device), asdict(config))
@@ -70,34 +77,11 @@ def main(config: EvalConfig, folder: Path) -> None:
     _print(results, folder)
 
 
-def _play(config: EvalConfig, policy: DiffusionPolicy, name: str, *, record: int) -> list[Episode]:
-    first = config.task.seed if config.seed is None else config.seed
-    seeds = range(first, first + config.episodes)
-    with tqdm(total=config.episodes, desc=f"play {name}", unit="episode") as bar:
-        return rollout(
-            environment(config.task),
-            policy,
-            seeds,
-            parallel=config.parallel,
-            record=seeds[:record],
-            on_episode=lambda _: bar.update(),
-        )
-
-
-def _scores(episodes: list[Episode]) -> dict[str, Any]:
-    scores = np.array([episode.score for episode in episodes])
-    return {
-        "score": asdict(bootstrap_mean(scores)),
-        "success": asdict(wilson(sum(episode.success for episode in episodes), len(episodes))),
-        "scores": scores.round(6).tolist(),
-    }
-
-
 def _comparison(cached: list[Episode], uncached: list[Episode]) -> dict[str, Any]:
     """Return the uncached scores and the paired differences, cached minus uncached, same seeds and noise."""
     pairs = list(zip(cached, uncached, strict=True))
     return {
-        **_scores(uncached),
+        **scores(uncached),
         "score_difference": asdict(bootstrap_mean(np.array([ours.score - theirs.score for ours, theirs in pairs]))),
         "success_difference": asdict(
             bootstrap_mean(np.array([ours.success - theirs.success for ours, theirs in pairs]))

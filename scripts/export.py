@@ -33,6 +33,7 @@ def main(config: ExportConfig, folder: Path) -> None:
     checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
     policy = load_policy(checkpoint, sampler=config.sampler.build)
     schedule = make_schedule(config.cache.build(), policy, checkpoint)
+    schedule.require_plain("ONNX graph")
     executor = build_executor(schedule, policy.trunk, policy.sampler, policy.provenance, ExecutorKind.EAGER)
     seen, done = policy.checkpoint.observation_normalizer, policy.checkpoint.action_normalizer
     exported = onnx_graph(

@@ -2,6 +2,7 @@
 
 from bac.executors.base import ChunkNoise, Executor
 from bac.executors.compiled import CompiledExecutor, WeightType
+from bac.executors.cross_chunk import CrossChunkExecutor
 from bac.executors.cuda_graph import CudaGraphExecutor
 from bac.executors.eager import EagerExecutor
 from bac.executors.hooks import CacheHooks, SiteTable
@@ -12,6 +13,7 @@ __all__ = [
     "CacheHooks",
     "ChunkNoise",
     "CompiledExecutor",
+    "CrossChunkExecutor",
     "CudaGraphExecutor",
     "EagerExecutor",
     "Executor",

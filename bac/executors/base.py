@@ -21,10 +21,12 @@ class ChunkNoise:
     Attributes:
         initial: float32[B, T, Da], unit normal, the sample that step 0 denoises.
         steps: float32[K, B, T, Da], unit normal, added after each step by stochastic samplers.
+        keys: per row (episode, number of the chunk in it), where they are known.
     """
 
     initial: Tensor
     steps: Tensor
+    keys: tuple[tuple[int, int], ...] | None = None
 
     def require(self, batch: int, steps: int) -> None:
         """Refuse noise for another batch size or step count.
@@ -41,6 +43,15 @@ class ChunkNoise:
                     mend="draw it for this batch and sampler",
                 )
             )
+        if self.keys is not None and len(self.keys) != batch:
+            raise InvalidInput(
+                sentence("chunk noise", expected=f"{batch} keys", got=len(self.keys), mend="draw it for this batch")
+            )
+
+    def rows(self, rows: list[int]) -> ChunkNoise:
+        """Return the noise of some rows of the batch."""
+        keys = None if self.keys is None else tuple(self.keys[row] for row in rows)
+        return ChunkNoise(self.initial[rows], self.steps[:, rows], keys)
 
     def require_float32(self, horizon: int, action_dim: int) -> None:
         """Refuse what an executor that reads memory itself would take for something else.
@@ -60,7 +71,7 @@ class ChunkNoise:
 
 
 class Executor(Protocol):
-    """Turns observations into action chunks. No state survives a call."""
+    """Turns observations into action chunks. No state survives a call, except in ``CrossChunkExecutor``."""
 
     @property
     def plan(self) -> Plan:

@@ -38,7 +38,7 @@ class EagerExecutor:
         with torch.inference_mode():
             tables = trunk.step_tables(sampler.timesteps)
         self._steps = [
-            (table, [_bind(op, plan, trunk) for op in operations], _update(sampler, step))
+            (table, [_bind(op, plan, trunk) for op in operations], sampler_update(sampler, step))
             for step, (table, operations) in enumerate(zip(tables, plan.steps, strict=True))
         ]
 
@@ -46,7 +46,11 @@ class EagerExecutor:
     def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:
         """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do]."""
         noise.require(observation.shape[0], self._sampler.steps)
-        condition = self._trunk.condition(observation)
+        return self.denoise(self._trunk.condition(observation), noise)
+
+    @torch.inference_mode()
+    def denoise(self, condition: Any, noise: ChunkNoise) -> Tensor:
+        """Return the normalised action chunk float32[B, T, Da] under a condition of this executor's trunk."""
         slots: _Slots = [None] * self.plan.slots
         sample, original = noise.initial, torch.zeros_like(noise.initial)
         for (table, actions, update), fresh in zip(self._steps, noise.steps, strict=True):
@@ -128,8 +132,13 @@ def _combine_channels(
     return stream
 
 
-def _update(sampler: SamplerTable, step: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return step ``step`` of the sampler: (sample, estimate, fresh noise, previous x0) -> (sample, x0)."""
+def sampler_update(
+    sampler: SamplerTable, step: int
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return step ``step`` of the sampler: (sample, estimate, fresh noise, previous x0) -> (sample, x0).
+
+    Also for gradients: the inputs are not changed.
+    """
     recover_sample, recover_estimate = float(sampler.recover_sample[step]), float(sampler.recover_estimate[step])
     to_original, to_sample = float(sampler.to_original[step]), float(sampler.to_sample[step])
     to_estimate, to_noise = float(sampler.to_estimate[step]), float(sampler.to_noise[step])

@@ -61,6 +61,7 @@ class CacheHooks:
 
     Raises:
         Mismatch: schedule, sites and time steps do not belong together.
+        Unavailable: the schedule has token maps or recalls.
     """
 
     def __init__(self, sites: SiteTable, schedule: CacheSchedule, timesteps: np.ndarray) -> None:
@@ -73,6 +74,7 @@ class CacheHooks:
                     mend="run scripts/calibrate.py for this policy and sampler",
                 )
             )
+        schedule.require_plain("hooks")
         self._sites = sites
         self._schedule = schedule
         self._timesteps = [int(timestep) for timestep in timesteps]

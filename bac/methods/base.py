@@ -67,10 +67,15 @@ class Parametrised:
         """What a schedule says it was made with."""
         return {name: value for name, value in asdict(self).items() if name != "name"}  # type: ignore[call-overload]
 
-    def made(self, profile: FeatureProfile, mask: np.ndarray, forecast: np.ndarray | None = None) -> CacheSchedule:
-        """Return the schedule of a mask bool[blocks, K], or bool[K] for all blocks, made from ``profile``."""
+    def made(
+        self, profile: FeatureProfile, mask: np.ndarray, forecast: np.ndarray | None = None, **more: np.ndarray
+    ) -> CacheSchedule:
+        """Return the schedule of a mask bool[blocks, K], or bool[K] for all blocks, made from ``profile``.
+
+        ``more`` are other arrays of the schedule, by their names there.
+        """
         mask = np.broadcast_to(mask, (len(profile.blocks), profile.steps))
-        return CacheSchedule(mask, profile.blocks, profile.provenance, self.name, self.parameters, forecast)
+        return CacheSchedule(mask, profile.blocks, profile.provenance, self.name, self.parameters, forecast, **more)
 
 
 class ByUpdates(Parametrised):

@@ -42,10 +42,9 @@ from policies.benchmark import (
 from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_transformer import DiffusionTransformer
 from policies.loading import load_policy, locate_checkpoint, profile_path
-from studies.rows import markdown_table, started, timed
+from studies.rows import REFERENCE, markdown_table, require_package, started, timed, wanted
 from studies.stages import stages_markdown, starts_markdown, time_stages, time_starts
 
-REFERENCE = "reference"
 _COLUMNS = ("row", "p50 ms", "p99 ms", "against reference", "GFLOPs", "action error", "memory MB", "warm-up s")
 _BETAS = "squaredcos_cap_v2"
 
@@ -59,7 +58,7 @@ def run(config: BenchConfig, folder: Path) -> None:
     for network in config.networks:
         source, observed, profile = _network(config, network)
         policy = source()
-        rows = [row for row in _rows(config, policy, observed, profile) if _wanted(config, row)]
+        rows = [row for row in _rows(config, policy, observed, profile) if wanted(config, row)]
         memory = _memory(rows, source) if config.memory else {}
         built, missing = started(rows, policy)
         errors = _errors(policy, built, observed[: config.error_observations]) if network == "checkpoint" else {}
@@ -103,17 +102,7 @@ def _require_known(config: BenchConfig) -> None:
     for key, (got, expected, fine) in checks.items():
         if not fine or not (got or key == "ddim_updates"):
             raise InvalidInput(sentence(key, expected=expected, got=got, mend="correct the override"))
-    _diffusers()
-
-
-def _diffusers() -> Any:
-    try:
-        import diffusers
-    except ImportError as error:
-        raise Unavailable(
-            sentence("the reference", expected="the package diffusers", got="none", mend="pip install diffusers")
-        ) from error
-    return diffusers
+    require_package(REFERENCE, "diffusers", "diffusers")
 
 
 def _network(config: BenchConfig, network: str) -> tuple[PolicySource, Tensor, FeatureProfile]:
@@ -140,7 +129,7 @@ def _rows(config: BenchConfig, policy: DiffusionPolicy, observed: Tensor, profil
     for short in config.reference_ddim:
         yield Row(f"{REFERENCE}, DDIM-{short}", partial(reference_loop, steps=short, ddim=True), short, None)
     named = schedules(policy, profile, config.updates)
-    yield from hook_rows(policy, named, partial(_loop, steps=steps))
+    yield from hook_rows(policy, named, partial(user_loop, steps=steps))
     for kind, weights in config.chosen_executors():
         yield from executor_rows(policy, named, kind, weights)
     best = ExecutorKind.COMPILED if policy.trunk.device.type == "cpu" else ExecutorKind.CUDA_GRAPH
@@ -152,12 +141,13 @@ def reference_loop(policy: DiffusionPolicy, *, steps: int, ddim: bool = False, c
     network = policy.checkpoint.network
     if compiled:
         network = cast(DiffusionTransformer, torch.compile(deepcopy(network), dynamic=False))
-    return _loop(policy, network, steps=steps, ddim=ddim)
+    return user_loop(policy, network, steps=steps, ddim=ddim)
 
 
-def _loop(policy: DiffusionPolicy, network: DiffusionTransformer, *, steps: int, ddim: bool = False) -> Denoise:
+def user_loop(policy: DiffusionPolicy, network: DiffusionTransformer, *, steps: int, ddim: bool = False) -> Denoise:
     """Return the denoising loop that users write around a network; a DDPM scheduler draws its own step noise."""
-    diffusers, train_steps = _diffusers(), policy.spec.process.train_steps
+    diffusers = require_package(REFERENCE, "diffusers", "diffusers")
+    train_steps = policy.spec.process.train_steps
     if ddim:
         scheduler = diffusers.DDIMScheduler(train_steps, beta_schedule=_BETAS, timestep_spacing="trailing")
     else:
@@ -172,10 +162,6 @@ def _loop(policy: DiffusionPolicy, network: DiffusionTransformer, *, steps: int,
         return sample
 
     return denoise
-
-
-def _wanted(config: BenchConfig, row: Row) -> bool:
-    return config.only is None or row.name == REFERENCE or any(part in row.name for part in config.only)
 
 
 def _memory(rows: list[Row], source: PolicySource) -> dict[str, int | None]:

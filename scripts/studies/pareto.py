@@ -1,10 +1,12 @@
-"""Every method at several budgets: what it costs and how far its actions are from the uncached ones."""
+"""Every method at several budgets: what it costs, how far its actions are from the uncached ones, what it scores."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,17 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+import bac
+from bac.errors import InvalidInput, sentence
 from bac.executors import ExecutorKind
+from bac.feature_error import feature_errors
 from bac.files import write_whole
-from bac.methods import Method
+from bac.methods import LastStep, Method, NoCache
 from bac.pictures import plain_log_axis, save_figure
+from bac.profiler import record_features
 from bac.results import run_provenance, write_results
 from bac.schedule import CacheSchedule
+from bac.statistics import Estimate, bootstrap_mean
 from bac.trials import Trials
 from configs.methods import default_method
 from configs.schema import BenchConfig
@@ -27,43 +34,88 @@ from configs.tasks import HELD_OUT_SEED, demonstrations
 from policies.benchmark import executor_rows, noise_of
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import load_policy, locate_checkpoint, make_schedule, schedule_folder
+from studies.episodes import play, scores
 from studies.rows import markdown_table, started, timed
 
-_COLUMNS = ("method", "GFLOPs", "action error mean", "p95", "p50 ms", "p99 ms")
+_UNCACHED = NoCache().label
+_COLUMNS = (
+    "method", "GFLOPs", "action error mean", "p95", "feature error", "p50 ms", "p99 ms", "score", "difference, paired",
+)  # fmt: skip
+_RECORDED = 4
+"""Held-out observations whose features are kept to judge predictions; 40 MB each at Push-T's sizes."""
 
 
 def run(config: BenchConfig, folder: Path) -> None:
-    """Judge all methods, then time them in turn; write table, plot and JSON into ``folder``.
+    """Judge all methods, time them in turn, play the frontier and the headline rows; write table, plots and JSON.
 
-    What was judged is kept in ``config.pareto.kept`` after each schedule: a killed study goes on where it stopped.
+    What was judged and played is kept in ``config.pareto.kept`` after each schedule: a killed study goes on from it.
     """
     torch.set_num_threads(config.threads)
     checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
-    policy = load_policy(checkpoint, device=config.device)
+    policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device)
     schedules = {label: make_schedule(method, policy, checkpoint) for label, method in _methods(config)}
     schedules |= _found(policy, checkpoint)
-    judged = _judged(config, policy, schedules)
+    _require_known(config.pareto.headline, schedules)
+    kept = _Kept(Path(config.pareto.kept))
 
+    judged = _judged(config, policy, schedules, kept)
+    chosen = {**dict.fromkeys(_frontier(judged)), **dict.fromkeys(config.pareto.headline)}
+    played = _played(config, policy, {label: schedules[label] for label in (_UNCACHED, *chosen)}, kept)
     rows = list(executor_rows(policy, schedules, ExecutorKind.AUTO))
     built, _ = started(rows, policy)
     spread = demonstrations(config.task).spread_observations(1, policy.observation_steps, HELD_OUT_SEED)
     latency = timed(config, policy, built, policy.observe(spread), "time")
     results = [
-        {"method": label, **judged[label], **latency[row.name].to_json()}
+        {
+            "label": label,
+            "method": schedules[label].method,
+            "parameters": dict(schedules[label].parameters),
+            **judged[label],
+            **latency[row.name].to_json(),
+            **_against(played.get(label), played.get(_UNCACHED)),
+        }
         for label, row in zip(schedules, rows, strict=True)
     ]
     text = markdown_table(_COLUMNS, map(_cells, results))
     write_whole(folder / "pareto.md", lambda path: path.write_text(text))
-    save_figure(_plot(results), folder / "pareto.png")
+    save_figure(_error_plot(results), folder / "pareto.png")
+    if played:
+        save_figure(_score_plot(results), folder / "scores.png")
     provenance = run_provenance(torch.device(config.device), asdict(config))
-    write_results(folder / "results.json", {"rows": results, "provenance": provenance})
+    sampler = dict(policy.sampler.identity)
+    write_results(folder / "results.json", {"sampler": sampler, "rows": results, "provenance": provenance})
     print(f"{text}\nresults in {folder}")
 
 
+class _Kept:
+    """What earlier runs found, in one JSON file: key -> values."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._known
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._known[key]
+        return found
+
+    def __setitem__(self, key: str, values: dict[str, Any]) -> None:
+        self._known[key] = values
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self._path, lambda path: path.write_text(json.dumps(self._known, indent=1)))
+
+
 def _methods(config: BenchConfig) -> Iterator[tuple[str, Method]]:
-    """Yield every method of ``config.pareto.methods`` with the defaults of its YAML file at each budget."""
+    """Yield no caching, and every method with the defaults of its YAML file at each of its budgets."""
+    yield _UNCACHED, NoCache()
     for name in config.pareto.methods:
         method = default_method(name)
+        for budget in config.pareto.thresholds.get(name, config.pareto.updates):
+            yield (each := method.with_budget(budget)).label, each
+    for name in config.pareto.free_last_step:
+        method = replace(default_method(name), last_step=LastStep.FREE)  # type: ignore[type-var]
         for budget in config.pareto.updates:
             yield (each := method.with_budget(budget)).label, each
 
@@ -74,55 +126,139 @@ def _found(policy: DiffusionPolicy, checkpoint: Path) -> dict[str, CacheSchedule
     return {path.stem: CacheSchedule.load(path) for path in kept}
 
 
+def _require_known(headline: list[str], schedules: dict[str, CacheSchedule]) -> None:
+    unknown = sorted(set(headline) - set(schedules))
+    if unknown:
+        raise InvalidInput(
+            sentence("pareto.headline", expected=f"some of {list(schedules)}", got=unknown, mend="correct the override")
+        )
+
+
 def _judged(
-    config: BenchConfig, policy: DiffusionPolicy, schedules: dict[str, CacheSchedule]
-) -> dict[str, dict[str, float]]:
-    kept = Path(config.pareto.kept)
-    done: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
-    missing = {key: schedule for schedule in schedules.values() if (key := _key(config, schedule)) not in done}
+    config: BenchConfig, policy: DiffusionPolicy, schedules: dict[str, CacheSchedule], kept: _Kept
+) -> dict[str, dict[str, Any]]:
+    """Return GFLOPs, action errors and feature errors of each schedule on held-out observations."""
+
+    def key(schedule: CacheSchedule) -> str:
+        return f"{schedule.digest} on {config.error_observations} observations"
+
+    missing = {key(schedule): schedule for schedule in schedules.values() if key(schedule) not in kept}
     if missing:
-        trials = _trials(config, policy)
-        for key, schedule in tqdm(missing.items(), desc="judge", unit="schedule"):
-            errors = trials.action_errors(schedule)
-            done[key] = {
-                "gflops": trials.flops(schedule) / 1e9,
-                "error": float(errors.mean()),
-                "error_p95": float(np.percentile(errors, 95)),
-            }
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(kept, lambda path: path.write_text(json.dumps(done, indent=1)))
-    return {label: done[_key(config, schedule)] for label, schedule in schedules.items()}
+        judge = _judge(config, policy)
+        for each, schedule in tqdm(missing.items(), desc="judge", unit="schedule"):
+            kept[each] = judge(schedule)
+    return {label: kept[key(schedule)] for label, schedule in schedules.items()}
 
 
-def _trials(config: BenchConfig, policy: DiffusionPolicy) -> Trials:
-    """Return held-out observations to judge on."""
+def _judge(config: BenchConfig, policy: DiffusionPolicy) -> Callable[[CacheSchedule], dict[str, Any]]:
     spread = demonstrations(config.task).spread_observations(
         config.error_observations, policy.observation_steps, HELD_OUT_SEED
     )
+    observed = policy.observe(spread)
     noise = noise_of(policy, policy.sampler.steps, config.error_observations, HELD_OUT_SEED)
-    return Trials(policy.trunk, policy.sampler, policy.provenance, policy.observe(spread), noise, policy.spec.executed)
+    trials = Trials(policy.trunk, policy.sampler, policy.provenance, observed, noise, policy.spec.executed)
+    features = record_features(
+        policy.trunk, policy.sampler, observed[:_RECORDED], noise_of(policy, policy.sampler.steps, _RECORDED)
+    )
+
+    def judge(schedule: CacheSchedule) -> dict[str, Any]:
+        errors = trials.action_errors(schedule)
+        by_step = feature_errors(schedule, features)
+        return {
+            "gflops": trials.flops(schedule) / 1e9,
+            "error": float(errors.mean()),
+            "error_p95": float(np.percentile(errors, 95)),
+            "feature_error": None if by_step is None else float(by_step.mean()),
+            "feature_error_by_step": None if by_step is None else by_step.round(5).tolist(),
+        }
+
+    return judge
 
 
-def _key(config: BenchConfig, schedule: CacheSchedule) -> str:
-    return f"{schedule.digest} on {config.error_observations}"
+def _frontier(judged: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield what no other schedule beats in both GFLOPs and error, the cheapest first."""
+    least = np.inf
+    for label, values in sorted(judged.items(), key=lambda item: (item[1]["gflops"], item[1]["error"])):
+        if values["error"] < least:
+            least = values["error"]
+            yield label
+
+
+def _played(
+    config: BenchConfig, policy: DiffusionPolicy, schedules: dict[str, CacheSchedule], kept: _Kept
+) -> dict[str, dict[str, Any]]:
+    """Return scores of each schedule, all on the same episodes and noise; nothing if no episodes are wanted."""
+    if config.pareto.episodes == 0:
+        return {}
+    seeds = range(config.task.seed, config.task.seed + config.pareto.episodes)
+    playing = partial(play, config.task, seeds=seeds, parallel=config.pareto.parallel)
+    torch.set_num_threads(os.cpu_count() or 1)  # what an episode scores does not depend on it
+    results = {}
+    for label, schedule in schedules.items():
+        key = f"{schedule.digest} on {len(seeds)} episodes from {seeds[0]}"
+        if key not in kept:
+            kept[key] = scores(playing(policy=bac.accelerate(policy, schedule), title=label))
+        results[label] = kept[key]
+    torch.set_num_threads(config.threads)
+    return results
+
+
+def _against(played: dict[str, Any] | None, uncached: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the scores of a row with the paired difference from the uncached ones, or nothing."""
+    if played is None or uncached is None:
+        return {}
+    differences = np.array(played["scores"]) - np.array(uncached["scores"])
+    return {**played, "score_difference": asdict(bootstrap_mean(differences))}
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    shown = {"gflops": "{:.2f}", "error": "{:.4f}", "error_p95": "{:.4f}", "p50": "{:.1f}", "p99": "{:.1f}"}
-    return (row["method"], *(form.format(row[key]) for key, form in shown.items()))
+    shown = {"gflops": "{:.2f}", "error": "{:.4f}", "error_p95": "{:.4f}", "feature_error": "{:.3f}",
+             "p50": "{:.1f}", "p99": "{:.1f}"}  # fmt: skip
+    numbers = ["-" if row[key] is None else form.format(row[key]) for key, form in shown.items()]
+    if "score" not in row:
+        return (row["label"], *numbers, "-", "-")
+    difference = "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row["score_difference"])
+    return (row["label"], *numbers, str(Estimate(**row["score"])), difference)
 
 
-def _plot(results: list[dict[str, Any]]) -> Figure:
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
-    by_method: dict[str, list[dict[str, Any]]] = {}
+def _lines(results: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield (name, rows by cost) per method, with the free last step apart."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(results, key=lambda row: row["gflops"]):
-        by_method.setdefault(row["method"].rpartition("-")[0], []).append(row)
-    for number, (name, rows) in enumerate(by_method.items()):
+        if row["method"] != _UNCACHED:
+            free = row["parameters"].get("last_step") == LastStep.FREE
+            by_name.setdefault(f"{row['method']}{', last step free' if free else ''}", []).append(row)
+    yield from by_name.items()
+
+
+_MARKERS = "osv^D*PX<>ph"
+
+
+def _error_plot(results: list[dict[str, Any]]) -> Figure:
+    figure, panels = plt.subplots(1, 2, figsize=(13, 6), layout="constrained", sharey=True)
+    for number, (name, rows) in enumerate(_lines(results)):
+        style = {"marker": _MARKERS[number % len(_MARKERS)], "color": f"C{number % 10}", "label": name}
         for panel, key in zip(panels, ("gflops", "p50"), strict=True):
-            panel.plot([row[key] for row in rows], [row["error"] for row in rows], "o-", color=f"C{number}", label=name)
+            drawn = [(row[key], row["error"]) for row in rows if row["error"] > 0]
+            panel.plot(*np.array(drawn).reshape(-1, 2).T, markersize=5, linewidth=0.9, **style)
     for panel, label in zip(panels, ("GFLOPs per chunk", "ms per chunk, p50"), strict=True):
         panel.set(yscale="log", xlabel=label)
         plain_log_axis(panel, "x")
     panels[0].set_ylabel("mean action error, held-out observations")
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
+    return figure
+
+
+def _score_plot(results: list[dict[str, Any]]) -> Figure:
+    figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    for row in results:
+        if "score" in row:
+            score = row["score"]
+            spread = [[score["mean"] - score["low"]], [score["high"] - score["mean"]]]
+            axis.errorbar(row["p50"], score["mean"], spread, fmt="o", capsize=3, markersize=4)
+            axis.annotate(
+                row["label"], (row["p50"], score["mean"]), fontsize=7, xytext=(4, 3), textcoords="offset points"
+            )
+    plain_log_axis(axis, "x")
+    axis.set(xlabel="ms per chunk, p50", ylabel="mean score, 95 % interval")
     return figure

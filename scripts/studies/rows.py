@@ -4,16 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bac.errors import Unavailable
+from bac.errors import Unavailable, sentence
 from bac.timing import Latency, device_synchroniser, measure_interleaved
 from configs.schema import BenchConfig
 from policies.benchmark import Row, StartedRow, noise_of, start
 from policies.diffusion_policy import DiffusionPolicy
+
+REFERENCE = "reference"
+
+
+def wanted(config: BenchConfig, row: Row) -> bool:
+    """Return whether ``only`` asks for a row; it always asks for the reference."""
+    return config.only is None or row.name == REFERENCE or any(part in row.name for part in config.only)
+
+
+def require_package(what: str, module: str, package: str) -> Any:
+    """Import what some rows alone need.
+
+    Raises:
+        Unavailable: the package is not here, or something it imports is not.
+    """
+    try:
+        return import_module(module)
+    except (ImportError, RuntimeError) as error:  # diffusers raises a RuntimeError for what its lazy imports miss
+        raise Unavailable(
+            sentence(what, expected=f"the package {package}", got=one_line(error), mend=f"pip install {package}")
+        ) from error
+
+
+def one_line(error: Exception) -> str:
+    """Return what somebody else's error says, on one line."""
+    return " ".join(str(error).split()) or "nothing more"
 
 
 def started(rows: Iterable[Row], policy: DiffusionPolicy) -> tuple[list[StartedRow], dict[str, str]]:

@@ -29,8 +29,8 @@ from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_transformer import DiffusionTransformer
 from policies.diffusion_trunk import DiffusionTransformerTrunk
 from policies.loading import load_policy, locate_checkpoint, profile_path
-from studies.latency import REFERENCE, reference_loop
-from studies.rows import markdown_table, started, timed
+from studies.latency import reference_loop
+from studies.rows import REFERENCE, markdown_table, started, timed, wanted
 
 _COLUMNS = ("what runs the chunk", "p50 ms", "p99 ms", "against reference", "warm-up s")
 
@@ -43,8 +43,7 @@ def run(config: BenchConfig, folder: Path) -> None:
     profile = FeatureProfile.load(profile_path(checkpoint, policy.sampler))
     spread = demonstrations(config.task).spread_observations(1, policy.observation_steps, HELD_OUT_SEED)
     rows = _rows(policy, schedules(policy, profile, config.updates))
-    wanted = [row for row in rows if config.only is None or any(part in row.name for part in (REFERENCE, *config.only))]
-    built, missing = started(wanted, policy)
+    built, missing = started((row for row in rows if wanted(config, row)), policy)
     latency = timed(config, policy, built, policy.observe(spread), "tried")
     results = [
         {

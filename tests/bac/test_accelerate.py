@@ -45,6 +45,7 @@ class ToyPolicy:
     """What ``bac.accelerate`` needs of a policy, and no more."""
 
     schedules: Path | None = None
+    action_steps: int = 1
     provenance: Provenance = PROVENANCE
     sampler: SamplerTable = field(default_factory=lambda: toy_sampler(STEPS))
     trunk: ToyTrunk = field(default_factory=ToyTrunk)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from toys import random_profile, random_schedule
 
-from bac.pictures import save_figure, schedule_grid, similarity_maps
+from bac.pictures import gate_map, save_figure, schedule_grid, similarity_maps
 from bac.profile import Metric
 
 
@@ -32,3 +32,11 @@ def test_schedule_grid_is_dark_where_blocks_update(tmp_path: Path) -> None:
     assert f"{schedule.updates} of 72 block updates" in figure.axes[0].get_title()
     save_figure(figure, tmp_path / "grid.png")
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_gate_map_shows_the_gates() -> None:
+    profile = random_profile(seed=0)
+    gates = np.random.default_rng(0).random((len(profile.blocks), 7))
+    axis = gate_map(gates, profile.blocks).axes[0]
+    assert np.array_equal(axis.images[0].get_array(), gates)
+    assert [label.get_text() for label in axis.get_yticklabels()] == [str(block) for block in profile.blocks]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from toys import BLOCKS, COST, latest_update, random_schedule, schedule_of
 
 from bac.errors import CorruptArtefact, InvalidInput
-from bac.plan import Plan, cost, lower, simulate, verify
+from bac.passes import optimise
+from bac.plan import Plan, PlanCost, cost, lower, schedule_cost, simulate, verify
+from bac.schedule import CacheSchedule
+from bac.trunk import TrunkCost
 
 SCHEDULE = schedule_of("#..#", "#.#.", "##..")
 LOWERED = """
@@ -91,8 +95,11 @@ def test_block_calls() -> None:
     assert lower(schedule_of("#...", "#.#.", "####")).block_calls() == Counter({sa: 1, ca: 2, ffn: 4})
 
 
-def test_cost() -> None:
-    counted = cost(lower(schedule_of("#...", "#.#.", "####")), COST)
+@pytest.mark.parametrize(
+    "count", [schedule_cost, lambda schedule, trunk: cost(optimise(lower(schedule)), trunk)], ids=["schedule", "plan"]
+)
+def test_cost(count: Callable[[CacheSchedule, TrunkCost], PlanCost]) -> None:
+    counted = count(schedule_of("#...", "#.#.", "####"), COST)
     # 1 x 1 + 2 x 10 + 4 x 100 in branches; four steps of 10**6 and one call of 10**7; the original pays twice and 5x.
     assert counted.branches == 421
     assert counted.planned == 14_000_421

@@ -146,6 +146,9 @@ STATISTICS = {
     "stream_change": (7, 7),
     "residual_change": (7, 7),
     "residual_slope": (7, 7),
+    "gates": (6, 7),
+    "attention": (2, 7, 4),
+    "token_likeness": (6, 7, 3),
     "solver_mse": (1, 5, 6, 16),
     "channel_dynamics": (3, 6, 16),
 }
@@ -167,9 +170,12 @@ def test_statistic_refuses_what_it_cannot_be(name: str) -> None:
     for array in (np.ones((8, *shape[1:])), np.zeros(shape), np.full(shape, np.nan), np.ones((*shape, 1))):
         with pytest.raises(InvalidInput, match=rf"feature profile, {name}: expected \[.*\] in \[.*\], not all 0, got"):
             replace(random_profile(seed=0), **{name: array})
+    if name == "gates":
+        with pytest.raises(InvalidInput, match=r"in \[0, 1\].*, 1 values outside or NaN"):
+            replace(random_profile(seed=0), gates=np.linspace(0, 1.001, 42).reshape(shape))
     if name != "residual_slope":
-        with pytest.raises(InvalidInput, match=r"in \[0, .* values outside or NaN"):
-            replace(random_profile(seed=0), **{name: -np.ones(shape)})
+        with pytest.raises(InvalidInput, match=r"in \[(0|-1\.0001), .* values outside or NaN"):
+            replace(random_profile(seed=0), **{name: -2 * np.ones(shape)})
 
 
 def test_a_missing_statistic_says_how_to_get_it() -> None:

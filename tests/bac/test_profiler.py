@@ -84,6 +84,25 @@ def test_equals_naive_arithmetic() -> None:
         np.testing.assert_allclose(measured.values[metric], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_token_statistics_equal_naive_arithmetic() -> None:
+    trunk, (observation, noise) = DiffusionTransformerTrunk(small_network()), random_inputs(1, batch=3, steps=STEPS)
+    parts = [rows((observation, noise), slice(0, 1)), rows((observation, noise), slice(1, 3))]
+    measured = profile(trunk, *parts)
+    features = record(trunk, observation, noise).reshape(3, len(BLOCKS), STEPS, 4, 16)
+    alike = [[[[cosine(f[t], f[t + 1]) for t in range(3)] for f in steps] for steps in row] for row in features]
+    np.testing.assert_allclose(measured.token_likeness, np.mean(alike, axis=0), rtol=1e-5, atol=1e-6)
+    assert measured.attention.shape == (2, STEPS, 4)
+    # At step 0 the stream of the first block is the embedded noise.
+    received = trunk.attention_received(0, trunk.embed(noise.initial)).mean(dim=0)
+    np.testing.assert_allclose(measured.attention[0, 0], received, rtol=1e-5)
+    # Every query of both heads gives away 1.
+    np.testing.assert_allclose(measured.attention.sum(axis=2), 4 * 2, rtol=1e-5)
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    return compare(Metric.COSINE, one, other)
+
+
 def test_stream_statistics_equal_naive_arithmetic() -> None:
     trunk, inputs = DiffusionTransformerTrunk(small_network()), random_inputs(1, batch=2, steps=STEPS)
     measured, features = profile(trunk, inputs), record(trunk, *inputs)

@@ -150,6 +150,17 @@ def test_calibration_observations_come_from_all_over() -> None:
     assert not (other == spread["keypoints"]).all()
 
 
+def test_earlier_observations_stay_in_the_episode() -> None:
+    demos = demonstrations(_compose("eval").task)
+    # As many stretches as frames: one observation from each frame.
+    earlier = demos.spread_observations(len(demos.actions), 2, seed=0, earlier=8)["keypoints"]
+    begin, end = demos.episode_ends[:2]
+    keypoints = demos.observations["keypoints"]
+    assert (earlier[begin + 8 : end, -1] == keypoints[begin : end - 8]).all()
+    assert (earlier[begin : begin + 8] == keypoints[begin]).all()
+    assert (earlier[:8] == keypoints[0]).all()
+
+
 def np_index(rows: object, row: object) -> int:
     return int((rows == row).all(axis=1).argmax())
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -50,8 +52,9 @@ def test_a_policy_does_not_err_against_itself_and_a_cached_one_does() -> None:
 
 def test_latency_and_flops_name_both_policies() -> None:
     policy = small_policy()
-    cached = bac.accelerate(policy, _sparse(policy))
-    measured = latency_and_flops(cached, policy, observation(1), calls=2)
+    schedule = _sparse(policy)
+    cached = bac.accelerate(policy, schedule)
+    measured = latency_and_flops(cached, schedule, policy, observation(1), calls=2)
     assert set(measured) == {"latency_ms", "speedup", "control_rate_hz", "gflops", "gflops_hoisted"}
     assert measured["latency_ms"]["uncached"]["calls"] == 2
     branches = sum(policy.trunk.cost.branch)
@@ -60,3 +63,41 @@ def test_latency_and_flops_name_both_policies() -> None:
     assert saved * 1e9 == pytest.approx(8 * branches)
     full = lower(full_schedule(policy.trunk.blocks, policy.sampler.steps, policy.provenance))
     assert sum(full.block_calls().values()) == 60
+
+
+def _recalling(policy: DiffusionPolicy) -> CacheSchedule:
+    recall = np.zeros((2, len(policy.trunk.blocks), policy.sampler.steps), dtype=bool)
+    recall[1, :, 5] = True
+    return replace(_sparse(policy), recall=recall)
+
+
+def test_a_policy_that_recalls_is_judged_on_the_second_chunk() -> None:
+    policy, seen, before = small_policy(), observation(3), observation(3, seed=1)
+    recalling = _recalling(policy)
+    errors = action_errors(bac.accelerate(policy, recalling), policy, seen, batch=2, before=before)
+    for row, error in enumerate(errors):
+        fast = bac.accelerate(policy, recalling)
+        each, earlier = ({key: values[[row]] for key, values in part.items()} for part in (seen, before))
+        fast.predict(earlier, [(row, 0)])
+        chunk, expected = (one.denoiser(one.observe(each), one.draw_noise(1, [(row, 1)])) for one in (fast, policy))
+        executed = (chunk - expected)[:, policy.spec.executed]
+        assert error == pytest.approx(float(executed.abs().mean()), abs=1e-5)
+    first = action_errors(bac.accelerate(policy, recalling), policy, seen)
+    assert first == pytest.approx(action_errors(bac.accelerate(policy, _sparse(policy)), policy, seen), abs=1e-6)
+    assert np.abs(first - errors).max() > 0.001
+
+
+def test_latency_of_a_policy_that_recalls_is_of_chunks_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = small_policy()
+    recalling = _recalling(policy)
+    cached = bac.accelerate(policy, recalling)
+    keys: dict[int, list[object]] = {id(cached): [], id(policy): []}
+    monkeypatch.setattr(DiffusionPolicy, "predict", lambda self, seen, noise_keys: keys[id(self)].append(noise_keys))
+    measured = latency_and_flops(cached, recalling, policy, observation(1), calls=3)
+    for each in keys.values():
+        assert len(each) > 3
+        assert each == [[(0, number)] for number in range(len(each))]
+    branches = sum(policy.trunk.cost.branch)
+    saved = measured["gflops"]["uncached"] - measured["gflops"]["cached"]
+    # 8 of 10 steps reuse every block, and half of the chunks recall one of the other two.
+    assert saved * 1e9 == pytest.approx(8.5 * branches)

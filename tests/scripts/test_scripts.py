@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from bac.profile import FeatureProfile
 
 SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
 SMALL = [
@@ -111,6 +114,26 @@ def test_search_is_calibrated_before_it_is_evaluated(trained: Path) -> None:
     kept.unlink()
 
 
+def test_router_is_trained_into_the_profile_and_stays_there(trained: Path) -> None:
+    path = trained / "run" / "profiles" / "ddpm-10.zarr.zip"
+    before = FeatureProfile.load(path)
+    small = ["checkpoint=run/checkpoint.safetensors", "observations=4", "sensitivity_observations=2", "cache.updates=3"]
+    told = _run(trained, "eval", *small[:1], "cache=harmonica", "episodes=1", "task.max_steps=4", "video=0", ok=False)
+    assert "run scripts/calibrate.py task=... cache=harmonica" in told
+    router = ["cache=harmonica", "router_iterations=2", "router_observations=3"]
+    _run(trained, "calibrate", *small, *router)
+    folder, results = _results(trained, "calibrate")
+    assert (folder / "gates.png").is_file()
+    assert results["schedules"]["harmonica-s3"]["block_updates"] >= 3 * 6
+    after = FeatureProfile.load(path)
+    assert np.array_equal(after.sensitivity, before.sensitivity)
+    assert after.gates.shape == (6, 10)
+    results = _evaluate(trained, "cache=harmonica", "cache.updates=3", "video=0")
+    assert results["schedule"]["method"] == "harmonica"
+    _run(trained, "calibrate", *small, "cache=bac")
+    assert np.array_equal(FeatureProfile.load(path).gates, after.gates)
+
+
 def test_evaluation_results_carry_what_they_must(trained: Path) -> None:
     results = _evaluate(trained, "cache=bac", "cache.updates=3", "compare=none", "video=1")
     for key in ("score", "success"):
@@ -206,33 +229,78 @@ def test_attempts_are_timed_against_the_reference(trained: Path) -> None:
     ]
 
 
-def test_pareto_judges_each_schedule_once(trained: Path) -> None:
+def test_pareto_judges_and_plays_each_schedule_once(trained: Path) -> None:
     common = ["study=pareto", "checkpoint=run/checkpoint.safetensors", "calls=1", "error_observations=4"]
-    methods = ["pareto.methods=[uniform,late]", "pareto.kept=kept.json"]
-    _run(trained, "bench", *common, *methods, "pareto.updates=[2]")
+    chosen = ["pareto.methods=[uniform,late]", "pareto.free_last_step=[uniform]", "pareto.kept=kept.json"]
+    episodes = ["pareto.episodes=2", "task.max_steps=8", "pareto.headline=[uniform-s2-free]"]
+    _run(trained, "bench", *common, *chosen, *episodes, "pareto.updates=[2]")
     kept = json.loads((trained / "kept.json").read_text())
-    marked = {key: {**row, "error": 0.125, "error_p95": 0.25} for key, row in kept.items()}
+    assert all(0 < row["error"] <= row["error_p95"] for row in kept.values() if row.get("error"))
+    marked = {key: row | ({"error": 0.125} if row.get("error") else {}) for key, row in kept.items()}
+    marked |= {key: row | {"scores": [0.5, 0.75]} for key, row in kept.items() if "scores" in row}
     (trained / "kept.json").write_text(json.dumps(marked))
-    _run(trained, "bench", *common, *methods, "pareto.updates=[2,10]")
+    _run(trained, "bench", *common, *chosen, *episodes, "pareto.updates=[2,10]")
     folder, results = _results(trained, "bench")
-    assert {"pareto.md", "pareto.png"} <= {path.name for path in folder.iterdir()}
-    rows = {row["method"]: row for row in results["rows"]}
-    assert list(rows) == ["uniform-s2", "uniform-s10", "late-s2", "late-s10"]
+    assert {"pareto.md", "pareto.png", "scores.png"} <= {path.name for path in folder.iterdir()}
+    rows = {row["label"]: row for row in results["rows"]}
+    assert list(rows) == [
+        "none", "uniform-s2", "uniform-s10", "late-s2", "late-s10", "uniform-s2-free", "uniform-s10-free",
+    ]  # fmt: skip
     # All ten steps updated is no caching at all, and one schedule, whatever the method.
-    assert rows["uniform-s10"]["error"] == rows["late-s10"]["error"] == 0
-    assert 0 < kept[next(iter(kept))]["error"] <= kept[next(iter(kept))]["error_p95"]
-    # What was judged before the second run was not judged again.
-    assert rows["uniform-s2"]["error"] == rows["late-s2"]["error"] == 0.125
-    assert len(kept) == 2
-    assert len(json.loads((trained / "kept.json").read_text())) == 3
-    assert "pareto.methods: expected some of " in _run(trained, "bench", *common, "pareto.methods=[magic]", ok=False)
+    for label in ("none", "uniform-s10", "late-s10", "uniform-s10-free"):
+        assert rows[label]["error"] == rows[label]["feature_error"] == 0
+    # What was judged and played before the second run was not judged and played again.
+    assert rows["uniform-s2"]["error"] == rows["late-s2"]["error"] == rows["uniform-s2-free"]["error"] == 0.125
+    assert rows["none"]["scores"] == rows["uniform-s2-free"]["scores"] == [0.5, 0.75]
+    assert rows["uniform-s2-free"]["score_difference"] == {"mean": 0, "low": 0, "high": 0}
+    assert rows["uniform-s2"]["feature_error"] == pytest.approx(
+        sum(rows["uniform-s2"]["feature_error_by_step"]) / 10, abs=1e-5
+    )
+    assert 0 < rows["uniform-s2"]["feature_error"] < 10
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("pareto.methods=[magic]", "error: method: expected one of "),
+        ("pareto.headline=[bac-s77]", "error: pareto.headline: expected some of "),
+    ],
+)
+def test_pareto_refuses_before_it_judges(trained: Path, override: str, told: str) -> None:
+    common = ["study=pareto", "checkpoint=run/checkpoint.safetensors", "pareto.methods=[uniform]"]
+    said = _run(trained, "bench", *common, "pareto.updates=[2]", "pareto.free_last_step=[]", override, ok=False)
+    assert told in said
+    assert "judge" not in said
+
+
+def test_peers_stand_beside_ours(trained: Path) -> None:
+    few = ["calls=1", "warmup=1", "error_observations=2", "only=[MagCache,BAC,bac_weighted]"]
+    values = ["peers.magcache=[0,9]", "peers.calibration_observations=2"]
+    common = ["study=peers", "checkpoint=run/checkpoint.safetensors"]
+    _run(trained, "bench", *common, *few, *values)
+    folder, results = _results(trained, "bench")
+    rows = {row["row"]: row for row in results["rows"]}
+    assert list(rows) == [
+        "reference",
+        "diffusers MagCache 0",
+        "diffusers MagCache 9",
+        "hooks, BAC S=10",
+        "compiled, BAC S=10",
+        "compiled, bac_weighted S=10",
+    ]
+    assert all(f"| {name} |" in (folder / "peers.md").read_text() for name in rows)
+    assert rows["reference"]["error"] == rows["diffusers MagCache 0"]["error"] == 0
+    cached = rows["diffusers MagCache 9"]
+    assert cached["computed"] < 1 == rows["reference"]["computed"]
+    assert 0 < cached["error"] <= cached["error_p95"]
+    assert results["refused"] == {}
 
 
 @pytest.mark.parametrize(
     ("override", "told"),
     [
         ("networks=[kitchn]", "error: networks: expected checkpoint, kitchen or both, got ['kitchn']"),
-        ("study=speed", "error: study: expected one of latency, growth, tried, pareto, got speed"),
+        ("study=speed", "error: study: expected one of latency, growth, tried, pareto, peers, got speed"),
         ("batches=[0]", "error: batches: expected batch sizes of at least 1, got [0]"),
         ("ddim_updates=[[5]]", "error: ddim_updates: expected pairs, got [[5]]"),
         ("stages_schedule=bac-s9", "error: schedule: expected a file or one of ['bac-s2', 'bac-s3'], got bac-s9"),

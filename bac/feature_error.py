@@ -38,4 +38,6 @@ def feature_errors(schedule: CacheSchedule, features: Sequence[Tensor]) -> np.nd
 def _by_channel(weight: Weight, schedule: CacheSchedule, block: int) -> Tensor:
     """Return the weight of every channel, float[d], or the one of all of them."""
     weights = torch.tensor(weight)
-    return weights if schedule.groups is None or weights.ndim == 0 else weights[schedule.groups[block]]
+    if schedule.groups is None or weights.ndim == 0:
+        return weights
+    return weights[torch.tensor(schedule.groups[block].tolist())]

@@ -33,7 +33,7 @@ def train_router(
     *,
     iterations: int,
     penalty: float,
-    rate: float = 0.2,
+    rate: float = 0.3,
     seed: int = 0,
     on_iteration: Callable[[float, float], None] | None = None,
 ) -> np.ndarray:

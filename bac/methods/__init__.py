@@ -11,7 +11,7 @@ from bac.methods.bwcache import BwCache
 from bac.methods.cross_chunk import CrossChunk
 from bac.methods.ertacache import ErtaCache
 from bac.methods.foca import FoCa
-from bac.methods.harmonica import HarmoniCa
+from bac.methods.harmonica import HarmoniCa, Opening
 from bac.methods.hyca import HyCa
 from bac.methods.late import Late
 from bac.methods.none import NoCache, full_schedule
@@ -40,6 +40,7 @@ __all__ = [
     "Method",
     "NoCache",
     "Objective",
+    "Opening",
     "ProfilingDit",
     "Search",
     "SensitivityWeighted",

@@ -29,6 +29,7 @@ from bac.methods import (
     Method,
     NoCache,
     Objective,
+    Opening,
     ProfilingDit,
     Search,
     SensitivityWeighted,
@@ -41,6 +42,8 @@ from bac.methods import (
     adaptive_update_steps,
 )
 from bac.methods.bac_weighted import smoothed
+from bac.methods.base import ByUpdates
+from bac.methods.harmonica import spread_gates
 from bac.methods.late import late_steps
 from bac.profile import Metric
 from bac.schedule import CacheSchedule
@@ -80,6 +83,7 @@ METHODS = [
     ToCa(updates=4),
     AsymRnR(updates=4),
     CrossChunk(updates=4),
+    HarmoniCa(updates=4, opening=Opening.SPREAD),
 ]
 
 
@@ -268,7 +272,7 @@ def test_harmonica_opens_the_largest_gates() -> None:
     profile = replace(random_profile(seed=0, steps=5, blocks=BLOCKS[:3]), gates=gates)
 
     def rows(updates: int, last_step: LastStep = LastStep.FREE) -> list[str]:
-        mask = HarmoniCa(updates, last_step).schedule(profile).mask
+        mask = HarmoniCa(updates, last_step=last_step).schedule(profile).mask
         return ["".join("#" if update else "." for update in row) for row in mask]
 
     assert rows(1) == ["#....", "#....", "#...."]
@@ -284,10 +288,30 @@ def test_of_equal_gates_the_upper_block_wins_within_a_step() -> None:
     gates = np.full((len(BLOCKS), STEPS), 0.5)
     gates[:, 0] = 1
     gates[:2, 4] = 0.6
-    mask = HarmoniCa(2, LastStep.FREE).schedule(replace(PROFILE, gates=gates)).mask
+    mask = HarmoniCa(2, last_step=LastStep.FREE).schedule(replace(PROFILE, gates=gates)).mask
     assert np.flatnonzero(mask[:, 4]).tolist() == [0, 1]
     assert np.flatnonzero(mask[:, -1]).tolist() == [0, 1, 2, 3]
     assert mask.sum() == 2 * len(BLOCKS)
+
+
+def test_spread_gates_are_the_density_of_updates() -> None:
+    # At 4/3 times 0.25 the sums pass a whole number at every third step.
+    assert np.flatnonzero(spread_gates(np.full((1, 10), 0.25), 4)[0]).tolist() == [0, 3, 6, 9]
+    gates = np.array([[1, 0.1, 0.1, 0.1, 0.1, 0.5, 0.5, 0.5, 0.5], [1, 0, 0, 0, 0, 0, 0, 0.9, 0.9]])
+    # At factors from 10/9 on: 0.11 x 4 + 0.56 = 1, then 1.56 and 2.1; the other block is open wherever it is not 0.
+    assert ["".join("#" if on else "." for on in row) for row in spread_gates(gates, 6)] == ["#....#.#.", "#......##"]
+    assert spread_gates(gates, 2).tolist() == [[True] + 8 * [False]] * 2
+    assert np.array_equal(spread_gates(gates, 18), gates > 0)
+
+
+def test_spread_gates_keep_the_budget() -> None:
+    for seed in range(40):
+        draw = np.random.default_rng(seed)
+        gates = draw.random((int(draw.integers(1, 7)), int(draw.integers(2, 30)))) ** 3
+        count = int(draw.integers(len(gates), gates.size + 1))
+        mask = spread_gates(gates, count)
+        assert mask.sum() == count
+        assert mask[:, 0].all()
 
 
 def test_harmonica_without_gates_names_the_command() -> None:
@@ -404,23 +428,9 @@ def test_search_is_not_made_from_a_profile() -> None:
 
 
 @pytest.mark.parametrize(
-    "method",
-    [
-        Uniform,
-        BlockAdaptive,
-        Late,
-        SensitivityWeighted,
-        TaylorSeer,
-        AdamsBashforth,
-        FoCa,
-        HarmoniCa,
-        HyCa,
-        ToCa,
-        AsymRnR,
-        CrossChunk,
-    ],
+    "method", [each for each in METHODS if isinstance(each, ByUpdates)], ids=lambda each: each.name
 )
 @pytest.mark.parametrize("updates", [0, STEPS + 1])
-def test_refuses_numbers_of_updates_a_call_cannot_have(method: type[Any], updates: int) -> None:
+def test_refuses_numbers_of_updates_a_call_cannot_have(method: ByUpdates, updates: int) -> None:
     with pytest.raises(InvalidInput, match=rf"cache.updates: expected 1 to 20, got {updates}"):
-        method(updates=updates).schedule(PROFILE)
+        method.with_budget(updates).schedule(PROFILE)

@@ -226,9 +226,10 @@ class FeatureProfile:
 
     def _require_sound_statistic(self, name: str, array: np.ndarray) -> None:
         rule = _STATISTICS[name]
+        layers = 1 + max(block.layer for block in self.blocks)
         lengths = {
             "K": self.steps,
-            "layers": 1 + max(block.layer for block in self.blocks),
+            "layers": layers,
             "blocks": len(self.blocks),
             "blocks + 1": len(self.blocks) + 1,
             "intervals": len(measured_intervals(self.steps)),

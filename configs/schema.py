@@ -179,6 +179,7 @@ class CalibrateConfig:
 
     Attributes:
         checkpoint: path of a checkpoint; null takes the task's shipped policy.
+        reuse: take the profile that an earlier run left and measure only what it lacks; false measures all anew.
         observations: calibration observations, each from another place in the demonstrations.
         batch: observations in one policy call; memory grows with it.
         seed: of the choice of observations and of the noise.
@@ -198,6 +199,7 @@ class CalibrateConfig:
     cache: Any
     sampler: Any
     checkpoint: str | None
+    reuse: bool
     observations: int
     batch: int
     seed: int

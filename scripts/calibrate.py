@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bac.errors import BacError, InvalidInput, sentence
+from bac.errors import InvalidInput, sentence
 from bac.executors import ChunkNoise
 from bac.methods import BlockAdaptive, HarmoniCa, Method, NoCache, Search
 from bac.methods.base import ByUpdates, require_updates
@@ -50,13 +50,7 @@ def main(config: CalibrateConfig, folder: Path) -> None:
         schedules = _search(config, policy, methods, profile_path(checkpoint, policy.sampler))
         found: dict[str, Any] = {}
     else:
-        kept = _kept_profile(profile_path(checkpoint, policy.sampler), policy)
-        if isinstance(method, HarmoniCa):
-            profile = replace(kept or _profile(config, policy), gates=_gates(config, policy))
-        else:
-            profile = replace(_profile(config, policy), gates=kept.gates if kept else None)
-        profile.save(profile_path(checkpoint, policy.sampler))
-        print(f"wrote {profile_path(checkpoint, policy.sampler)}")
+        profile = _profile(config, policy, method, profile_path(checkpoint, policy.sampler))
         schedules = {label: each.schedule(profile) for label, each in methods.items()}
         _draw(profile, method, schedules[method.label], folder)
         found = _profile_summary(profile)
@@ -74,27 +68,31 @@ def main(config: CalibrateConfig, folder: Path) -> None:
     print(f"wrote {', '.join(schedules)} to {schedule_folder(checkpoint, policy.sampler)}; pictures in {folder}")
 
 
-def _profile(config: CalibrateConfig, policy: DiffusionPolicy) -> FeatureProfile:
+def _profile(config: CalibrateConfig, policy: DiffusionPolicy, method: Method, path: Path) -> FeatureProfile:
+    """Return what the method needs to know, kept in ``path``: measured, or with ``config.reuse`` what is missing."""
+    profile = FeatureProfile.load(path) if config.reuse else _features(config, policy)
+    profile.provenance.require(policy.provenance, "feature profile")
+    if profile.sensitivity is None and config.sensitivity_observations:
+        profile = replace(profile, sensitivity=_sensitivity(config, policy))
+    if profile.gates is None and isinstance(method, HarmoniCa):
+        profile = replace(profile, gates=_gates(config, policy))
+    profile.save(path)
+    print(f"wrote {path}")
+    return profile
+
+
+def _features(config: CalibrateConfig, policy: DiffusionPolicy) -> FeatureProfile:
     batches = _batches(config, policy, config.observations)
     with tqdm(total=len(batches), desc="features", unit="batch") as bar:
-        profile = profile_features(policy.trunk, policy.sampler, policy.provenance, batches, lambda _: bar.update())
-    if config.sensitivity_observations == 0:
-        return profile
+        return profile_features(policy.trunk, policy.sampler, policy.provenance, batches, lambda _: bar.update())
+
+
+def _sensitivity(config: CalibrateConfig, policy: DiffusionPolicy) -> np.ndarray:
     batches = _batches(replace(config, batch=1), policy, config.sensitivity_observations)
     with tqdm(total=len(batches), desc="sensitivity", unit="observation") as bar:
-        gains = step_sensitivity(
+        return step_sensitivity(
             policy.trunk, policy.sampler, batches, policy.spec.executed, config.seed, lambda _: bar.update()
         )
-    return replace(profile, sensitivity=gains)
-
-
-def _kept_profile(path: Path, policy: DiffusionPolicy) -> FeatureProfile | None:
-    """Return the profile of this policy and sampler that an earlier run left, None if it is of others or unreadable."""
-    try:
-        kept = FeatureProfile.load(path)
-    except BacError:
-        return None
-    return kept if kept.provenance == policy.provenance else None
 
 
 def _gates(config: CalibrateConfig, policy: DiffusionPolicy) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -73,10 +73,7 @@ class HyCa(ByUpdates):
         solvers, groups = np.unique(chosen, return_inverse=True)
         forecasts = [_forecast(mask[:1], list(Solver)[solver]) for solver in solvers]
         forecast = np.broadcast_to(np.stack(forecasts, axis=-1), (*mask.shape, _HISTORY, len(solvers)))
-        parameters = {name: value for name, value in asdict(self).items() if name != "name"}
-        return CacheSchedule(
-            mask, profile.blocks, profile.provenance, self.name, parameters, forecast, groups.reshape(chosen.shape)
-        )
+        return self.made(profile, mask, forecast, groups=groups.reshape(chosen.shape))
 
 
 def solver_per_channel(errors: np.ndarray, dynamics: np.ndarray, clusters: int, seed: int) -> np.ndarray:

@@ -79,7 +79,7 @@ METHODS = [
     BwCache(threshold=0.5),
     TeaCache(threshold=0.5),
     ErtaCache(threshold=0.5),
-    HarmoniCa(updates=4),
+    HarmoniCa(updates=4, opening=Opening.LARGEST),
     ToCa(updates=4),
     AsymRnR(updates=4),
     CrossChunk(updates=4),
@@ -272,7 +272,7 @@ def test_harmonica_opens_the_largest_gates() -> None:
     profile = replace(random_profile(seed=0, steps=5, blocks=BLOCKS[:3]), gates=gates)
 
     def rows(updates: int, last_step: LastStep = LastStep.FREE) -> list[str]:
-        mask = HarmoniCa(updates, last_step=last_step).schedule(profile).mask
+        mask = HarmoniCa(updates, Opening.LARGEST, last_step=last_step).schedule(profile).mask
         return ["".join("#" if update else "." for update in row) for row in mask]
 
     assert rows(1) == ["#....", "#....", "#...."]
@@ -288,7 +288,7 @@ def test_of_equal_gates_the_upper_block_wins_within_a_step() -> None:
     gates = np.full((len(BLOCKS), STEPS), 0.5)
     gates[:, 0] = 1
     gates[:2, 4] = 0.6
-    mask = HarmoniCa(2, last_step=LastStep.FREE).schedule(replace(PROFILE, gates=gates)).mask
+    mask = HarmoniCa(2, Opening.LARGEST, last_step=LastStep.FREE).schedule(replace(PROFILE, gates=gates)).mask
     assert np.flatnonzero(mask[:, 4]).tolist() == [0, 1]
     assert np.flatnonzero(mask[:, -1]).tolist() == [0, 1, 2, 3]
     assert mask.sum() == 2 * len(BLOCKS)

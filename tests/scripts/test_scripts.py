@@ -121,7 +121,7 @@ def test_router_is_trained_into_the_profile_and_stays_there(trained: Path) -> No
     told = _run(trained, "eval", *small[:1], "cache=harmonica", "episodes=1", "task.max_steps=4", "video=0", ok=False)
     assert "run scripts/calibrate.py task=... cache=harmonica" in told
     router = ["cache=harmonica", "router_iterations=2", "router_observations=3"]
-    _run(trained, "calibrate", *small, *router)
+    _run(trained, "calibrate", *small, *router, "reuse=true")
     folder, results = _results(trained, "calibrate")
     assert (folder / "gates.png").is_file()
     assert results["schedules"]["harmonica-s3"]["block_updates"] >= 3 * 6
@@ -130,8 +130,10 @@ def test_router_is_trained_into_the_profile_and_stays_there(trained: Path) -> No
     assert after.gates.shape == (6, 10)
     results = _evaluate(trained, "cache=harmonica", "cache.updates=3", "video=0")
     assert results["schedule"]["method"] == "harmonica"
-    _run(trained, "calibrate", *small, "cache=bac")
+    _run(trained, "calibrate", *small, "cache=bac", "reuse=true")
     assert np.array_equal(FeatureProfile.load(path).gates, after.gates)
+    _run(trained, "calibrate", *small, "cache=bac")
+    assert FeatureProfile.load(path).gates is None
 
 
 def test_evaluation_results_carry_what_they_must(trained: Path) -> None:

@@ -62,7 +62,7 @@ def norm(*values: float) -> float:
 
 def test_recalled_features_are_of_another_chunk() -> None:
     schedule = replace(schedule_of("##"), recall=[[[0, 1]], [[0, 0]]])
-    with pytest.raises(Unavailable, match="feature error: expected a schedule of whole updates, got .* with recalls"):
+    with pytest.raises(Unavailable, match=r"feature error: expected a schedule of whole updates, got .* with recalls"):
         feature_errors(schedule, [torch.ones(2, 1, 1, 1)])
 
 

@@ -18,6 +18,7 @@ from zarr.storage import ZipStore
 from bac.errors import CorruptArtefact, InvalidInput, MissingArtefact, sentence
 from bac.files import write_whole
 from bac.schedule import Provenance
+from bac.solvers import Solver, measured_intervals
 from bac.trunk import Block
 
 _FORMAT = "bac-profile-1"
@@ -59,6 +60,8 @@ _STATISTICS = {
     "attention": _Statistic(("layers", "K", "T"), least=0),
     # float32 may round the cosine of equal features to a little more than 1.
     "token_likeness": _Statistic(("blocks", "K", "T - 1"), least=-1.0001, most=1.0001),
+    "solver_mse": _Statistic(("intervals", "solvers", "blocks", "d"), least=0),
+    "channel_dynamics": _Statistic(("3", "blocks", "d"), least=0),
 }
 """The arrays that a profile may have beside its metrics, each with a field of its own."""
 
@@ -87,6 +90,12 @@ class FeatureProfile:
         attention: float32[layers, K, T], at least 0, the self-attention weights that each action token receives, summed
             over queries and heads.
         token_likeness: float32[blocks, K, T - 1], the cosine of the features of the action tokens t and t + 1.
+        solver_mse: float32[intervals, solvers, blocks, d], at least 0, the mean squared error of each channel where
+            every h-th step is computed and a solver predicts the others (``bac.solvers``: solvers, intervals).
+        channel_dynamics: float32[3, blocks, d], at least 0, how each channel moves: the root mean square of its change
+            per step over that of itself; that of the change of its change over that of its change, 0 for a line and
+            2 for a zigzag; that of its change over 4 steps over 4 times that per step, 1 for a line and 1/2 for a
+            random walk. 0 where the channel never moves.
 
     What was not measured is None.
     """
@@ -102,6 +111,8 @@ class FeatureProfile:
     gates: np.ndarray | None = None
     attention: np.ndarray | None = None
     token_likeness: np.ndarray | None = None
+    solver_mse: np.ndarray | None = None
+    channel_dynamics: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if set(self.values) != set(Metric):
@@ -215,8 +226,15 @@ class FeatureProfile:
 
     def _require_sound_statistic(self, name: str, array: np.ndarray) -> None:
         rule = _STATISTICS[name]
-        layers = 1 + max(block.layer for block in self.blocks)
-        lengths = {"K": self.steps, "layers": layers, "blocks": len(self.blocks), "blocks + 1": len(self.blocks) + 1}
+        lengths = {
+            "K": self.steps,
+            "layers": 1 + max(block.layer for block in self.blocks),
+            "blocks": len(self.blocks),
+            "blocks + 1": len(self.blocks) + 1,
+            "intervals": len(measured_intervals(self.steps)),
+            "solvers": len(Solver),
+            "3": 3,
+        }
         fits = array.ndim == len(rule.axes) and all(
             length == lengths.get(axis, length) for axis, length in zip(rule.axes, array.shape, strict=True)
         )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from bac.channels import ChannelTotals
 from bac.executors import ChunkNoise, EagerExecutor
 from bac.methods.none import full_schedule
 from bac.plan import lower
@@ -46,6 +47,7 @@ def profile_features(
     residuals = _ResidualTotals(sampler.steps)
     likeness: list[Any] = [0.0 for _ in trunk.blocks]
     attention: dict[int, Any] = dict.fromkeys(sorted({block.layer for block in trunk.blocks}), 0.0)
+    channels = ChannelTotals(len(trunk.blocks), sampler.steps)
     observations = 0
     for done, (observation, noise) in enumerate(batches, start=1):
         recorder.begin()
@@ -55,6 +57,7 @@ def profile_features(
             for metric, values in _compare(recorded).items():
                 totals[metric][block] += values
             likeness[block] += _token_likeness(recorded)
+            channels.add(block, recorded)
             features.clear()
         residuals.add(torch.stack(recorder.residuals))
         for layer, received in recorder.attention.items():
@@ -73,6 +76,7 @@ def profile_features(
         residual_change=residuals.change / observations,
         residual_slope=residuals.slope,
         **{name: (np.stack(total) / observations).astype(np.float32) for name, total in tokens.items()},
+        **channels.statistics(),
     )
 
 

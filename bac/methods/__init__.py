@@ -12,6 +12,7 @@ from bac.methods.cross_chunk import CrossChunk
 from bac.methods.ertacache import ErtaCache
 from bac.methods.foca import FoCa
 from bac.methods.harmonica import HarmoniCa, Opening
+from bac.methods.hyca import HyCa
 from bac.methods.late import Late
 from bac.methods.none import NoCache, full_schedule
 from bac.methods.profilingdit import ProfilingDit
@@ -32,6 +33,7 @@ __all__ = [
     "ErtaCache",
     "FoCa",
     "HarmoniCa",
+    "HyCa",
     "IntervalScore",
     "LastStep",
     "Late",

@@ -21,6 +21,7 @@ from bac.methods import (
     ErtaCache,
     FoCa,
     HarmoniCa,
+    HyCa,
     IntervalScore,
     LastStep,
     Late,
@@ -58,6 +59,8 @@ PROFILE = replace(
     gates=DRAW.random((len(BLOCKS), STEPS)),
     attention=DRAW.random((2, STEPS, 5)),
     token_likeness=DRAW.random((len(BLOCKS), STEPS, 4)),
+    solver_mse=DRAW.random((3, 5, len(BLOCKS), 16)),
+    channel_dynamics=DRAW.random((3, len(BLOCKS), 16)),
 )
 METHODS = [
     NoCache(),
@@ -69,6 +72,7 @@ METHODS = [
     TaylorSeer(updates=4),
     AdamsBashforth(updates=4),
     FoCa(updates=4),
+    HyCa(updates=4),
     SkipCache(updates=4),
     ProfilingDit(updates=4, cached_layers=1),
     BwCache(threshold=0.5),

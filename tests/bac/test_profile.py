@@ -149,6 +149,8 @@ STATISTICS = {
     "gates": (6, 7),
     "attention": (2, 7, 4),
     "token_likeness": (6, 7, 3),
+    "solver_mse": (1, 5, 6, 16),
+    "channel_dynamics": (3, 6, 16),
 }
 
 

@@ -13,7 +13,16 @@ import numpy as np
 
 from bac.errors import CorruptArtefact, InvalidInput, Mismatch, MissingArtefact, Unavailable, sentence
 from bac.files import write_whole
-from bac.trunk import Block, BlockKind
+from bac.partial_updates import (
+    read_recall,
+    read_tokens,
+    recall_document,
+    share_of_tokens,
+    sound_recall,
+    sound_tokens,
+    token_document,
+)
+from bac.trunk import Block
 
 _FORMAT = "bac-schedule-1"
 
@@ -130,9 +139,9 @@ class CacheSchedule:
         if self.groups is not None:
             object.__setattr__(self, "groups", _sound_groups(self.groups, mask, self.forecast))
         if self.tokens is not None:
-            object.__setattr__(self, "tokens", _sound_tokens(self.tokens, mask))
+            object.__setattr__(self, "tokens", sound_tokens(self.tokens, mask))
         if self.recall is not None:
-            object.__setattr__(self, "recall", _sound_recall(self.recall, mask))
+            object.__setattr__(self, "recall", sound_recall(self.recall, mask))
         if self.tokens is not None and self.recall is not None:
             raise InvalidInput(
                 sentence("schedule", expected="token maps or recalls", got="both", mend="use one of the methods")
@@ -145,26 +154,18 @@ class CacheSchedule:
 
     @property
     def updates(self) -> int:
-        """Number of block updates in a call, out of blocks x K, those of some tokens included."""
+        """Number of block updates in a call, out of blocks x K, partial and recalled ones included."""
         return int(self.mask.sum())
 
     @property
     def share(self) -> np.ndarray:
-        """Return float64[blocks, K], in [0, 1]: what part of a full update a block computes at each step.
+        """Return float64[blocks, K], in [0, 1]: what part of a whole update a block computes at each step, by FLOPs.
 
-        0 where it reuses or predicts. An update of some tokens costs as much as they are of all T, but for the keys
-        and values of a self-attention, about half of it: those are of all tokens. (The attention's products are
-        counted into both halves alike, which overstates a partial update by 1 % at Push-T's sizes.) A recalled update
-        counts as the mean of an even and an odd chunk, the first chunk of an episode left out.
+        0 where it reuses or predicts. A recalled update counts as the mean of an even and an odd chunk, the first chunk
+        of an episode left out.
         """
-        share = self.mask.astype(np.float64)
-        if self.tokens is not None:
-            computed = (self.tokens == np.arange(self.tokens.shape[2])).mean(axis=2)
-            whole = np.array([0.5 if block.kind is BlockKind.SELF_ATTENTION else 0.0 for block in self.blocks])
-            share *= whole[:, None] + (1 - whole[:, None]) * computed
-        if self.recall is not None:
-            share -= self.recall.mean(axis=0)
-        return share
+        whole = self.mask.astype(np.float64) if self.tokens is None else share_of_tokens(self.tokens, self.blocks)
+        return whole if self.recall is None else whole - self.recall.mean(axis=0)
 
     @property
     def digest(self) -> str:
@@ -176,10 +177,11 @@ class CacheSchedule:
         if self.groups is not None:
             identity.append(self._group_digits())
         if self.tokens is not None:
-            identity.append({"tokens": self._token_maps()})
+            identity.append({"tokens": token_document(self.tokens, self.blocks)})
         if self.recall is not None:
-            identity.append({"recall": self._recalled_steps()})
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+            identity.append({"recall": recall_document(self.recall, self.blocks)})
+        text = json.dumps(identity)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def history(self) -> int:
@@ -217,10 +219,9 @@ class CacheSchedule:
         """Return the schedule that also updates every block at step K - 1 (the authors' code always does)."""
         mask = self.mask.copy()
         mask[:, -1] = True
-        tokens = None if self.tokens is None else self.tokens.copy()
+        tokens, recall = (None if each is None else each.copy() for each in (self.tokens, self.recall))
         if tokens is not None:
             tokens[:, -1] = np.arange(tokens.shape[2])
-        recall = None if self.recall is None else self.recall.copy()
         if recall is not None:
             recall[:, :, -1] = False
         return replace(self, mask=mask, tokens=tokens, recall=recall)
@@ -288,8 +289,8 @@ class CacheSchedule:
             "updates": self._update_steps(),
             **({} if self.forecast is None else {"forecast": self._forecast_weights()}),
             **({} if self.groups is None else {"groups": self._group_digits()}),
-            **({} if self.tokens is None else {"tokens": self._token_maps()}),
-            **({} if self.recall is None else {"recall": self._recalled_steps()}),
+            **({} if self.tokens is None else {"tokens": token_document(self.tokens, self.blocks)}),
+            **({} if self.recall is None else {"recall": recall_document(self.recall, self.blocks)}),
         }
 
     @classmethod
@@ -312,8 +313,8 @@ class CacheSchedule:
             groups = _groups(document["groups"], rows) if "groups" in document else None
             least = (1,) if groups is None else (1, len(GROUP_DIGITS))
             forecast = _forecast(document["forecast"], rows, steps, least) if "forecast" in document else None
-            tokens = _tokens(document["tokens"], rows, steps) if "tokens" in document else None
-            recall = _recall(document["recall"], rows, steps) if "recall" in document else None
+            tokens = read_tokens(document["tokens"], rows, steps) if "tokens" in document else None
+            recall = read_recall(document["recall"], rows, steps) if "recall" in document else None
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise CorruptArtefact(
                 sentence(
@@ -323,8 +324,7 @@ class CacheSchedule:
                     mend="write it again with scripts/calibrate.py",
                 )
             ) from error
-        mask = _mask(rows, steps)
-        return cls(mask, tuple(rows), provenance, method, parameters, forecast, groups, tokens, recall)
+        return cls(_mask(rows, steps), tuple(rows), provenance, method, parameters, forecast, groups, tokens, recall)
 
     def save(self, path: Path) -> None:
         """Write the JSON document, one line per block."""
@@ -367,21 +367,6 @@ class CacheSchedule:
         rows = zip(self.blocks, self.groups.tolist(), strict=True)
         return {str(block): "".join(GROUP_DIGITS[group] for group in row) for block, row in rows}
 
-    def _recalled_steps(self) -> dict[str, list[list[int]]]:
-        """Return per block the steps recalled by even chunks and by odd ones."""
-        assert self.recall is not None
-        rows = zip(self.blocks, *self.recall, strict=True)
-        return {str(block): [np.flatnonzero(each).tolist() for each in halves] for block, *halves in rows}
-
-    def _token_maps(self) -> dict[str, list[list[int]]]:
-        """Return per block the token maps of its partial updates, none where it computes all tokens or no one."""
-        assert self.tokens is not None
-        rows = zip(self.blocks, self.share, self.tokens, strict=True)
-        return {
-            str(block): [each.tolist() if 0 < part < 1 else [] for part, each in zip(row, maps, strict=True)]
-            for block, row, maps in rows
-        }
-
 
 def _whole(value: Any) -> int:
     if type(value) is not int:
@@ -411,37 +396,14 @@ def _forecast(
 ) -> np.ndarray:
     """Read ``_forecast_weights``' document; weights have the shape ``least`` if there are none."""
     shape = next((np.shape(weights) for each in document.values() for weights in each if weights), least)
-    return _filled(np.zeros((len(rows), steps, *shape)), document, rows)
-
-
-def _tokens(document: Mapping[str, list[list[int]]], rows: Mapping[Block, list[int]], steps: int) -> np.ndarray:
-    """Read ``_token_maps``' document."""
-    count = _longest(document)
-    whole = np.broadcast_to(np.arange(count), (len(rows), steps, count)).copy()
-    return _filled(whole, {name: [[_whole(t) for t in each] for each in row] for name, row in document.items()}, rows)
-
-
-def _recall(document: Mapping[str, list[list[int]]], rows: Mapping[Block, list[int]], steps: int) -> np.ndarray:
-    """Read ``_recalled_steps``' document."""
-    halves = zip(*(document[str(block)] for block in rows), strict=True)
-    return np.stack(
-        [_mask({b: [_whole(s) for s in half] for b, half in zip(rows, each, strict=True)}, steps) for each in halves]
-    )
-
-
-def _longest(document: Mapping[str, list[list[Any]]]) -> int:
-    return max(len(each) for row in document.values() for each in row)
-
-
-def _filled(values: np.ndarray, document: Mapping[str, list[list[Any]]], rows: Mapping[Block, list[int]]) -> np.ndarray:
-    """Put the lists of a document into [blocks, K, n], those that are not empty."""
+    forecast = np.zeros((len(rows), steps, *shape))
     for number, block in enumerate(rows):
-        for step, each in enumerate(document[str(block)]):
-            if each:
-                if step >= values.shape[1] or len(each) != values.shape[2]:
-                    raise ValueError(f"{len(each)} values for {block} at step {step}")
-                values[number, step] = each
-    return values
+        for step, weights in enumerate(document[str(block)]):
+            if weights:
+                if step >= steps or np.shape(weights) != shape:
+                    raise ValueError(f"{len(weights)} weights for {block} at step {step}")
+                forecast[number, step] = weights
+    return forecast
 
 
 def _groups(document: Mapping[str, str], rows: Mapping[Block, list[int]]) -> np.ndarray:
@@ -502,77 +464,6 @@ def _sound_groups(groups: np.ndarray, mask: np.ndarray, forecast: np.ndarray | N
     values = values.astype(np.int64)
     values.setflags(write=False)
     return values
-
-
-def _sound_tokens(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
-    """Return int8[blocks, K, T], all -1 where the block does not update, or None where every update is of all tokens.
-
-    Raises:
-        InvalidInput: another shape or range, a token that takes what is not computed, or an update of no token.
-    """
-    values = np.array(tokens)
-    count = values.shape[2] if values.ndim == 3 else 0
-    whole_numbers = np.issubdtype(values.dtype, np.integer)
-    if values.shape[:2] != mask.shape or not 0 < count < 128 or not whole_numbers or not _within(values, -1, count):
-        raise InvalidInput(
-            sentence(
-                "schedule tokens",
-                expected=f"whole numbers [{mask.shape[0]} blocks, {mask.shape[1]} steps, T], each -1 to T - 1, T < 128",
-                got=f"{values.dtype} of shape {values.shape}"
-                + (f", {values.min()} to {values.max()}" if count else ""),
-                mend="give one map per update",
-            )
-        )
-    values[~mask] = -1
-    own = np.arange(count)
-    computed, kept = values == own, values == -1
-    represented = kept | np.take_along_axis(computed, np.where(kept, own, values), axis=2)
-    for wrong, expected, got in (
-        (~represented, "tokens merged into computed ones", "a token that takes the feature of one that is not"),
-        (mask[:, :, None] & ~computed.any(axis=2, keepdims=True), "updates of at least one token", "one of none"),
-        (kept[:, :1], "every token at step 0, since nothing is cached before it", "tokens that keep their features"),
-    ):
-        if wrong.any():
-            raise InvalidInput(sentence("schedule tokens", expected=expected, got=got, mend="mend the method"))
-    if computed[mask].all():
-        return None
-    values = values.astype(np.int8)
-    values.setflags(write=False)
-    return values
-
-
-def _sound_recall(recall: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
-    """Return bool[2, blocks, K], or None where nothing is recalled.
-
-    Raises:
-        InvalidInput: another shape, a recall where the block does not update, or one in even and odd chunks.
-    """
-    values = np.array(recall, dtype=bool)
-    if values.shape != (2, *mask.shape):
-        raise InvalidInput(
-            sentence(
-                "schedule recall",
-                expected=f"bool[2, {mask.shape[0]} blocks, {mask.shape[1]} steps]",
-                got=f"shape {values.shape}",
-                mend="give one mask for even chunks and one for odd ones",
-            )
-        )
-    if (values & ~mask).any() or values.all(axis=0).any():
-        raise InvalidInput(
-            sentence(
-                "schedule recall",
-                expected="updates that every other chunk computes",
-                got=f"{int((values & ~mask).sum())} recalls without an update and "
-                f"{int(values.all(axis=0).sum())} updates that no chunk computes",
-                mend="mend the method",
-            )
-        )
-    values.setflags(write=False)
-    return values if values.any() else None
-
-
-def _within(values: np.ndarray, least: int, end: int) -> bool:
-    return bool(((values >= least) & (values < end)).all())
 
 
 def _pretty(document: dict[str, Any]) -> str:

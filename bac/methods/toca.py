@@ -4,7 +4,7 @@ The paper scores the tokens of every input anew, by the attention they receive a
 (and, for images, by cross-attention entropy and spatial spread, which a row of actions does not have). Here the scores
 are means over the calibration observations, so that the schedule is known before the first one: what is lost is that a
 token which matters for one observation alone is never chosen for it. With 10 to 16 action tokens there is little to
-save in the first place; the method is here to be measured.
+save in the first place; the method is here to be measured. Where attention is causal, the first tokens receive most.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class ToCa(ByUpdates):
         ratio: share of the tokens that a partial update computes, above 0 to 1; at least one token.
         partial_every: steps between partial updates, counted from the last full one; the paper's is 1.
         age_bonus: what a token's score gains over a cycle of K / S steps without a refresh, where a token that
-            receives the mean attention scores 1.
+            receives the mean attention scores 1. It chooses only where there are several partial updates between two
+            full ones, which refresh all tokens alike.
         last_step: forced also updates all tokens at step K - 1.
     """
 

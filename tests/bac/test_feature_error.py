@@ -9,6 +9,7 @@ import pytest
 import torch
 from toys import BLOCKS, PROVENANCE, random_inputs, schedule_of, small_network
 
+from bac.errors import Unavailable
 from bac.feature_error import feature_errors
 from bac.methods import full_schedule
 from bac.profiler import record_features
@@ -43,6 +44,26 @@ def test_groups_of_channels_are_predicted_apart() -> None:
     assert feature_errors(schedule, [both]) == pytest.approx([0, 0, 0])
     swapped = replace(schedule, groups=np.array([[1, 0]]))
     assert feature_errors(swapped, [both]) == pytest.approx([0, 0, 1 / 34**0.5])
+
+
+def test_partial_updates_err_by_the_tokens_that_are_not_computed() -> None:
+    # One block, one row, three tokens of one channel: 10 s + t at step s.
+    true = 10 * torch.arange(1.0, 5).view(4, 1, 1, 1) + torch.arange(3.0).view(1, 1, 3, 1)
+    maps = [[[0, 1, 2], [0, 0, -1], [0, 0, 0], [0, -1, 2]]]
+    schedule = replace(schedule_of("##.#"), tokens=maps)
+    # Held after each step: 10 11 12; 20 20 12; the same; 40 20 42.
+    expected = [0.0, np.hypot(1, 10) / norm(20, 21, 22), norm(10, 11, 20) / norm(30, 31, 32), 21 / norm(40, 41, 42)]
+    assert feature_errors(schedule, [true]) == pytest.approx(expected)
+
+
+def norm(*values: float) -> float:
+    return float(np.linalg.norm(values))
+
+
+def test_recalled_features_are_of_another_chunk() -> None:
+    schedule = replace(schedule_of("##"), recall=[[[0, 1]], [[0, 0]]])
+    with pytest.raises(Unavailable, match=r"feature error: expected a schedule of whole updates, got .* with recalls"):
+        feature_errors(schedule, [torch.ones(2, 1, 1, 1)])
 
 
 def test_recorded_features_are_those_of_an_uncached_call() -> None:

@@ -214,7 +214,7 @@ def test_json_refuses_maps_of_another_length() -> None:
     document = with_maps(L0_ca=(0, -1, 2, 3), L0_sa=(0, 0, 2, 3)).to_json()
     document["tokens"]["L0.ca"][2] = [0]
     with pytest.raises(
-        bac.BacError, match=r"schedule: expected a bac-schedule-1 .*, got ValueError 1 values for L0\.ca at step 2"
+        bac.BacError, match=r"schedule: expected a bac-schedule-1 .*, got ValueError token map \[0\] at step 2"
     ):
         CacheSchedule.from_json(document)
 

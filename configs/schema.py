@@ -328,7 +328,7 @@ class ParetoConfig:
     Attributes:
         methods: names of ``cache=``, each with the defaults of its YAML file.
         updates: budgets of each.
-        thresholds: budgets of the methods that have another kind, by name.
+        budgets: of the methods that take others, by name: thresholds, or updates where few are possible or slow.
         free_last_step: methods that are also judged with the last step free.
         headline: labels of the rows that are played beside those that no other row beats, for instance ``bac-s10``.
         episodes: paired episodes of every played row; 0 plays none.
@@ -338,7 +338,7 @@ class ParetoConfig:
 
     methods: list[str]
     updates: list[int]
-    thresholds: dict[str, list[float]]
+    budgets: dict[str, list[float]]
     free_last_step: list[str]
     headline: list[str]
     episodes: int

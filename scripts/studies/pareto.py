@@ -23,6 +23,7 @@ from bac.feature_error import feature_errors
 from bac.files import write_whole
 from bac.methods import LastStep, Method, NoCache
 from bac.pictures import plain_log_axis, save_figure
+from bac.plan import schedule_cost
 from bac.profiler import record_features
 from bac.results import run_provenance, write_results
 from bac.schedule import CacheSchedule
@@ -50,7 +51,7 @@ def run(config: BenchConfig, folder: Path) -> None:
 
     What was judged and played is kept in ``config.pareto.kept`` after each schedule: a killed study goes on from it.
     """
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(os.cpu_count() or 1)  # neither an error nor a score depends on it
     checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
     policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device)
     schedules = {label: make_schedule(method, policy, checkpoint) for label, method in _methods(config)}
@@ -61,20 +62,17 @@ def run(config: BenchConfig, folder: Path) -> None:
     judged = _judged(config, policy, schedules, kept)
     chosen = {**dict.fromkeys(_frontier(judged)), **dict.fromkeys(config.pareto.headline)}
     played = _played(config, policy, {label: schedules[label] for label in (_UNCACHED, *chosen)}, kept)
-    rows = list(executor_rows(policy, schedules, ExecutorKind.AUTO))
-    built, _ = started(rows, policy)
-    spread = demonstrations(config.task).spread_observations(1, policy.observation_steps, HELD_OUT_SEED)
-    latency = timed(config, policy, built, policy.observe(spread), "time")
+    latency = _timed(config, policy, schedules)
     results = [
         {
             "label": label,
-            "method": schedules[label].method,
-            "parameters": dict(schedules[label].parameters),
+            "method": schedule.method,
+            "parameters": dict(schedule.parameters),
             **judged[label],
-            **latency[row.name].to_json(),
+            **latency.get(label, {"p50": None, "p99": None}),
             **_against(played.get(label), played.get(_UNCACHED)),
         }
-        for label, row in zip(schedules, rows, strict=True)
+        for label, schedule in schedules.items()
     ]
     text = markdown_table(_COLUMNS, map(_cells, results))
     write_whole(folder / "pareto.md", lambda path: path.write_text(text))
@@ -112,7 +110,7 @@ def _methods(config: BenchConfig) -> Iterator[tuple[str, Method]]:
     yield _UNCACHED, NoCache()
     for name in config.pareto.methods:
         method = default_method(name)
-        for budget in config.pareto.thresholds.get(name, config.pareto.updates):
+        for budget in config.pareto.budgets.get(name, config.pareto.updates):
             yield (each := method.with_budget(budget)).label, each
     for name in config.pareto.free_last_step:
         method = replace(default_method(name), last_step=LastStep.FREE)  # type: ignore[type-var]
@@ -162,14 +160,17 @@ def _judge(config: BenchConfig, policy: DiffusionPolicy) -> Callable[[CacheSched
     )
 
     def judge(schedule: CacheSchedule) -> dict[str, Any]:
+        gflops = schedule_cost(schedule, policy.trunk.cost).planned / 1e9
+        if schedule.recall is not None:  # it goes on from the chunk before; these observations are of single chunks
+            return {"gflops": gflops, "error": None, "error_p95": None, "feature_error": None}
         errors = trials.action_errors(schedule)
         by_step = feature_errors(schedule, features)
         return {
-            "gflops": trials.flops(schedule) / 1e9,
+            "gflops": gflops,
             "error": float(errors.mean()),
             "error_p95": float(np.percentile(errors, 95)),
-            "feature_error": None if by_step is None else float(by_step.mean()),
-            "feature_error_by_step": None if by_step is None else by_step.round(5).tolist(),
+            "feature_error": float(by_step.mean()),
+            "feature_error_by_step": by_step.round(5).tolist(),
         }
 
     return judge
@@ -178,7 +179,8 @@ def _judge(config: BenchConfig, policy: DiffusionPolicy) -> Callable[[CacheSched
 def _frontier(judged: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Yield what no other schedule beats in both GFLOPs and error, the cheapest first."""
     least = np.inf
-    for label, values in sorted(judged.items(), key=lambda item: (item[1]["gflops"], item[1]["error"])):
+    known = {label: values for label, values in judged.items() if values["error"] is not None}
+    for label, values in sorted(known.items(), key=lambda item: (item[1]["gflops"], item[1]["error"])):
         if values["error"] < least:
             least = values["error"]
             yield label
@@ -192,15 +194,26 @@ def _played(
         return {}
     seeds = range(config.task.seed, config.task.seed + config.pareto.episodes)
     playing = partial(play, config.task, seeds=seeds, parallel=config.pareto.parallel)
-    torch.set_num_threads(os.cpu_count() or 1)  # what an episode scores does not depend on it
     results = {}
     for label, schedule in schedules.items():
         key = f"{schedule.digest} on {len(seeds)} episodes from {seeds[0]}"
         if key not in kept:
             kept[key] = scores(playing(policy=bac.accelerate(policy, schedule), title=label))
         results[label] = kept[key]
-    torch.set_num_threads(config.threads)
     return results
+
+
+def _timed(
+    config: BenchConfig, policy: DiffusionPolicy, schedules: dict[str, CacheSchedule]
+) -> dict[str, dict[str, float]]:
+    """Return the latency of each schedule, all timed in turn; not of those that go on from the chunk before."""
+    torch.set_num_threads(config.threads)
+    single = {label: schedule for label, schedule in schedules.items() if schedule.recall is None}
+    rows = list(executor_rows(policy, single, ExecutorKind.AUTO))
+    built, _ = started(rows, policy)
+    spread = demonstrations(config.task).spread_observations(1, policy.observation_steps, HELD_OUT_SEED)
+    latency = timed(config, policy, built, policy.observe(spread), "time")
+    return {label: latency[row.name].to_json() for label, row in zip(single, rows, strict=True)}
 
 
 def _against(played: dict[str, Any] | None, uncached: dict[str, Any] | None) -> dict[str, Any]:
@@ -239,7 +252,7 @@ def _error_plot(results: list[dict[str, Any]]) -> Figure:
     for number, (name, rows) in enumerate(_lines(results)):
         style = {"marker": _MARKERS[number % len(_MARKERS)], "color": f"C{number % 10}", "label": name}
         for panel, key in zip(panels, ("gflops", "p50"), strict=True):
-            drawn = [(row[key], row["error"]) for row in rows if row["error"] > 0]
+            drawn = [(row[key], row["error"]) for row in rows if row["error"]]
             panel.plot(*np.array(drawn).reshape(-1, 2).T, markersize=5, linewidth=0.9, **style)
     for panel, label in zip(panels, ("GFLOPs per chunk", "ms per chunk, p50"), strict=True):
         panel.set(yscale="log", xlabel=label)
@@ -252,7 +265,7 @@ def _error_plot(results: list[dict[str, Any]]) -> Figure:
 def _score_plot(results: list[dict[str, Any]]) -> Figure:
     figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
     for row in results:
-        if "score" in row:
+        if "score" in row and row["p50"] is not None:
             score = row["score"]
             spread = [[score["mean"] - score["low"]], [score["high"] - score["mean"]]]
             axis.errorbar(row["p50"], score["mean"], spread, fmt="o", capsize=3, markersize=4)

@@ -85,7 +85,7 @@ def build_executor(
     sampler: SamplerTable,
     provenance: Provenance,
     executor: Selection | str = ExecutorKind.AUTO,
-    executed: int | None = None,
+    action_steps: int | None = None,
 ) -> Executor:
     """Check a schedule against what is about to run, lower it, optimise the plan, verify it and bind it.
 
@@ -95,10 +95,10 @@ def build_executor(
         sampler: its sampler.
         provenance: names both.
         executor: a name of ``ExecutorKind``, or what ``select_for`` or ``bac.executors.select`` gave.
-        executed: actions that are executed of a chunk; only a schedule that recalls the chunk before needs it.
+        action_steps: actions that are executed of a chunk; only a schedule that recalls the chunk before needs it.
 
     Raises:
-        InvalidInput: the schedule recalls, and ``executed`` is not given.
+        InvalidInput: the schedule recalls, and ``action_steps`` is not given.
         Mismatch: made for another checkpoint, sampler, step count, block set or number of tokens.
         Unavailable: this machine, this trunk or this schedule does not have the executor.
     """
@@ -110,7 +110,7 @@ def build_executor(
         return selection.build(plan, _trunk_for(schedule, trunk), sampler)
     if selection.kind is not ExecutorKind.EAGER:
         raise _recalls(selection.kind)
-    return CrossChunkExecutor(plan, trunk, sampler, schedule.recall, executed)
+    return CrossChunkExecutor(plan, trunk, sampler, schedule.recall, action_steps)
 
 
 def select_for(

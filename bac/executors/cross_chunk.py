@@ -62,23 +62,23 @@ class CrossChunkExecutor:
         trunk: the weights; its blocks must be the plan's.
         sampler: K steps, as many as the plan.
         recall: bool[2, blocks, K], as ``CacheSchedule.recall``.
-        executed: actions executed between two chunks of an episode.
+        action_steps: actions executed between two chunks of an episode.
 
     Raises:
-        InvalidInput: ``executed`` is not given, or below 1.
+        InvalidInput: ``action_steps`` is not given, or below 1.
         Mismatch: plan, trunk and sampler do not belong together.
     """
 
     def __init__(
-        self, plan: Plan, trunk: ResidualTrunk, sampler: SamplerTable, recall: np.ndarray, executed: int | None
+        self, plan: Plan, trunk: ResidualTrunk, sampler: SamplerTable, recall: np.ndarray, action_steps: int | None
     ) -> None:
-        if executed is None or executed < 1:
+        if action_steps is None or action_steps < 1:
             raise InvalidInput(
                 sentence(
                     "executed actions",
                     expected="at least 1, for a schedule that recalls the chunk before",
-                    got=executed,
-                    mend="give executed, the actions executed of a chunk",
+                    got=action_steps,
+                    mend="give action_steps, the actions executed of a chunk",
                 )
             )
         self.plan = plan
@@ -86,7 +86,7 @@ class CrossChunkExecutor:
         self._eager = EagerExecutor(plan, self._trunk, sampler)
         self._steps = sampler.steps
         self._recall = tuple(frozenset((int(b), int(s)) for b, s in np.argwhere(half)) for half in recall)
-        self._executed = executed
+        self._action_steps = action_steps
         self._left: Mapping[_Key, _Left] = {}
 
     @torch.inference_mode()
@@ -115,9 +115,9 @@ class CrossChunkExecutor:
         return chunk
 
     def _moved(self, place: _Place, previous: Sequence[_Left]) -> Tensor:
-        """Return float[B, T, d], token t from token t + executed, the last ones without such all from the last."""
+        """Return float[B, T, d], token t from token t + action_steps, the last ones without such all from the last."""
         features = torch.stack([each.features[place][each.row] for each in previous])
-        tokens = torch.arange(features.shape[1], device=features.device) + self._executed
+        tokens = torch.arange(features.shape[1], device=features.device) + self._action_steps
         return features.index_select(1, tokens.clamp_(max=features.shape[1] - 1))
 
 

@@ -51,7 +51,7 @@ SCHEDULE = recalling(0)
 
 
 def bound(schedule: CacheSchedule = SCHEDULE, executed: int = 2) -> CrossChunkExecutor:
-    execute = bac.build_executor(schedule, TRUNK, SAMPLER, PROVENANCE, executed=executed)
+    execute = bac.build_executor(schedule, TRUNK, SAMPLER, PROVENANCE, action_steps=executed)
     assert isinstance(execute, CrossChunkExecutor)
     return execute
 
@@ -159,7 +159,7 @@ class Counting:
 def test_tokens_move_on_by_the_executed_actions() -> None:
     recall = np.array([[[False, False]], [[False, True]]])
     plan = lower(schedule_of("##"))
-    execute = CrossChunkExecutor(plan, Counting(), toy_sampler(2), recall, executed=2)
+    execute = CrossChunkExecutor(plan, Counting(), toy_sampler(2), recall, action_steps=2)
     chunks = []
     for number, tag in enumerate((1.0, 2.0, 3.0)):
         noise = ChunkNoise(torch.zeros(1, TOKENS, 1), torch.zeros(2, 1, TOKENS, 1), ((0, number),))
@@ -278,5 +278,5 @@ def test_refuses_what_it_cannot_recall_by() -> None:
     with pytest.raises(InvalidInput, match="chunk noise: expected 1 keys, got 2"):
         bound()(observation, replace(noise, keys=((1, 0), (2, 0))))
     for executed in (None, 0):
-        with pytest.raises(InvalidInput, match=f"executed actions: expected at least 1, .* got {executed}; give exec"):
+        with pytest.raises(InvalidInput, match=f"executed actions: expected at least 1, .* got {executed}; give acti"):
             bound(executed=executed)

@@ -153,10 +153,10 @@ def random_profile(seed: int, steps: int = 7, blocks: tuple[Block, ...] = BLOCKS
     return FeatureProfile(values, blocks, 32, PROVENANCE)
 
 
-def small_network() -> DiffusionTransformer:
+def small_network(layers: int = 2) -> DiffusionTransformer:
     """Return a network with large weights: at the usual 0.02 its branches add next to nothing and no cache shows."""
     config = DiffusionTransformerConfig(
-        action_dim=2, observation_dim=5, horizon=4, observation_steps=2, layers=2, heads=2, width=16
+        action_dim=2, observation_dim=5, horizon=4, observation_steps=2, layers=layers, heads=2, width=16
     )
     network = DiffusionTransformer(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)

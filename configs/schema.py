@@ -301,6 +301,19 @@ class CompareConfig:
     runs: list[str]
 
 
+@dataclass(kw_only=True, slots=True)
+class ReportConfig:
+    """``scripts/report.py``: fill the tables of a document from committed results.
+
+    Attributes:
+        results: folder of the results.
+        document: Markdown file with ``<!-- table: NAME -->`` and ``<!-- end -->`` around each table.
+    """
+
+    results: str
+    document: str
+
+
 class Study(StrEnum):
     """What ``scripts/bench.py`` measures; ``scripts/studies`` has a file of each."""
 
@@ -330,7 +343,8 @@ class ParetoConfig:
         updates: budgets of each.
         budgets: of the methods that take others, by name: thresholds, or updates where few are possible or slow.
         free_last_step: methods that are also judged with the last step free.
-        headline: labels of the rows that are played beside those that no other row beats, for instance ``bac-s10``.
+        equal_gflops: each method's best row within so many GFLOPs is played, or else its cheapest.
+        headline: labels of further rows to play, for instance ``bac-s10``; the rows that no other beats are played too.
         episodes: paired episodes of every played row; 0 plays none.
         parallel: episodes in one policy call.
         kept: file of what was judged and played so far; a killed study goes on from it.
@@ -340,6 +354,7 @@ class ParetoConfig:
     updates: list[int]
     budgets: dict[str, list[float]]
     free_last_step: list[str]
+    equal_gflops: float
     headline: list[str]
     episodes: int
     parallel: int
@@ -438,6 +453,7 @@ def register() -> None:
         "import_checkpoint": ImportConfig,
         "compare": CompareConfig,
         "bench": BenchConfig,
+        "report": ReportConfig,
     }
     for name, node in scripts.items():
         store.store(name=f"{name}_schema", node=node)

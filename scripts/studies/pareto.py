@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from studies.episodes import play, scores
 from studies.rows import markdown_table, started, timed
 
 _UNCACHED = NoCache().label
-_COLUMNS = (
+COLUMNS = (
     "method", "GFLOPs", "action error mean", "p95", "feature error", "p50 ms", "p99 ms", "score", "difference, paired",
 )  # fmt: skip
 _RECORDED = 4
@@ -60,21 +60,20 @@ def run(config: BenchConfig, folder: Path) -> None:
     kept = _Kept(Path(config.pareto.kept))
 
     judged = _judged(config, policy, schedules, kept)
-    chosen = {**dict.fromkeys(_frontier(judged)), **dict.fromkeys(config.pareto.headline)}
-    played = _played(config, policy, {label: schedules[label] for label in (_UNCACHED, *chosen)}, kept)
+    chosen = dict.fromkeys(
+        (_UNCACHED, *frontier(judged), *equals(judged, config.pareto.equal_gflops), *config.pareto.headline)
+    )
+    played = _played(config, policy, {label: schedules[label] for label in chosen}, kept)
     latency = _timed(config, policy, schedules)
     results = [
         {
-            "label": label,
-            "method": schedule.method,
-            "parameters": dict(schedule.parameters),
             **judged[label],
             **latency.get(label, {"p50": None, "p99": None}),
             **_against(played.get(label), played.get(_UNCACHED)),
         }
-        for label, schedule in schedules.items()
+        for label in schedules
     ]
-    text = markdown_table(_COLUMNS, map(_cells, results))
+    text = markdown_table(COLUMNS, map(cells, results))
     write_whole(folder / "pareto.md", lambda path: path.write_text(text))
     save_figure(_error_plot(results), folder / "pareto.png")
     if played:
@@ -145,7 +144,15 @@ def _judged(
         judge = _judge(config, policy)
         for each, schedule in tqdm(missing.items(), desc="judge", unit="schedule"):
             kept[each] = judge(schedule)
-    return {label: kept[key(schedule)] for label, schedule in schedules.items()}
+    return {
+        label: {
+            "label": label,
+            "method": schedule.method,
+            "parameters": dict(schedule.parameters),
+            **kept[key(schedule)],
+        }
+        for label, schedule in schedules.items()
+    }
 
 
 def _judge(config: BenchConfig, policy: DiffusionPolicy) -> Callable[[CacheSchedule], dict[str, Any]]:
@@ -176,7 +183,7 @@ def _judge(config: BenchConfig, policy: DiffusionPolicy) -> Callable[[CacheSched
     return judge
 
 
-def _frontier(judged: dict[str, dict[str, Any]]) -> Iterator[str]:
+def frontier(judged: Mapping[str, dict[str, Any]]) -> Iterator[str]:
     """Yield what no other schedule beats in both GFLOPs and error, the cheapest first."""
     least = np.inf
     known = {label: values for label, values in judged.items() if values["error"] is not None}
@@ -184,6 +191,20 @@ def _frontier(judged: dict[str, dict[str, Any]]) -> Iterator[str]:
         if values["error"] < least:
             least = values["error"]
             yield label
+
+
+def equals(judged: Mapping[str, dict[str, Any]], gflops: float) -> Iterator[str]:
+    """Yield each method's label of least error within so many GFLOPs, or else its cheapest."""
+    by_method: dict[str, list[str]] = {}
+    for label, row in judged.items():
+        by_method.setdefault(row["method"], []).append(label)
+    for labels in by_method.values():
+        within = [label for label in labels if judged[label]["gflops"] <= gflops]
+        known = [label for label in within if judged[label]["error"] is not None]
+        if known:
+            yield min(known, key=lambda label: float(judged[label]["error"]))
+        else:
+            yield min(within or labels, key=lambda label: float(judged[label]["gflops"]))
 
 
 def _played(
@@ -224,7 +245,8 @@ def _against(played: dict[str, Any] | None, uncached: dict[str, Any] | None) -> 
     return {**played, "score_difference": asdict(bootstrap_mean(differences))}
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a row of the table under ``COLUMNS``."""
     shown = {"gflops": "{:.2f}", "error": "{:.4f}", "error_p95": "{:.4f}", "feature_error": "{:.3f}",
              "p50": "{:.1f}", "p99": "{:.1f}"}  # fmt: skip
     numbers = ["-" if row[key] is None else form.format(row[key]) for key, form in shown.items()]

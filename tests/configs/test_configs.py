@@ -22,6 +22,7 @@ SCRIPTS = {
     "calibrate": (schema.CalibrateConfig, []),
     "train": (schema.TrainConfig, []),
     "bench": (schema.BenchConfig, []),
+    "report": (schema.ReportConfig, []),
     "import_checkpoint": (schema.ImportConfig, ["source=a.ckpt", "weights=ema"]),
     "compare": (schema.CompareConfig, ["reference=a", "runs=[b]"]),
 }

@@ -233,6 +233,7 @@ def test_attempts_are_timed_against_the_reference(trained: Path) -> None:
 
 def test_pareto_judges_and_plays_each_schedule_once(trained: Path) -> None:
     common = ["study=pareto", "checkpoint=run/checkpoint.safetensors", "calls=1", "error_observations=4"]
+    common += ["pareto.equal_gflops=0.03"]
     chosen = ["pareto.methods=[uniform,late]", "pareto.free_last_step=[uniform]", "pareto.kept=kept.json"]
     episodes = ["pareto.episodes=2", "task.max_steps=8", "pareto.headline=[uniform-s2-free]"]
     _run(trained, "bench", *common, *chosen, *episodes, "pareto.updates=[2]")
@@ -270,7 +271,8 @@ def test_pareto_judges_and_plays_each_schedule_once(trained: Path) -> None:
 )
 def test_pareto_refuses_before_it_judges(trained: Path, override: str, told: str) -> None:
     common = ["study=pareto", "checkpoint=run/checkpoint.safetensors", "pareto.methods=[uniform]"]
-    said = _run(trained, "bench", *common, "pareto.updates=[2]", "pareto.free_last_step=[]", override, ok=False)
+    common += ["pareto.updates=[2]", "pareto.free_last_step=[]", "pareto.headline=[uniform-s2]"]
+    said = _run(trained, "bench", *common, override, ok=False)
     assert told in said
     assert "judge" not in said
 

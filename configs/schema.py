@@ -343,9 +343,11 @@ class ParetoConfig:
         updates: budgets of each.
         budgets: of the methods that take others, by name: thresholds, or updates where few are possible or slow.
         free_last_step: methods that are also judged with the last step free.
-        equal_gflops: each method's best row within so many GFLOPs is played, or else its cheapest.
+        equal_gflops: each method's best row within so many GFLOPs is played.
         headline: labels of further rows to play, for instance ``bac-s10``; the rows that no other beats are played too.
         episodes: paired episodes of every played row; 0 plays none.
+        evaluated: results of ``scripts/eval.py``; a schedule that one of them played on these episodes is not played
+            again.
         parallel: episodes in one policy call.
         kept: file of what was judged and played so far; a killed study goes on from it.
     """
@@ -357,6 +359,7 @@ class ParetoConfig:
     equal_gflops: float
     headline: list[str]
     episodes: int
+    evaluated: list[str]
     parallel: int
     kept: str
 

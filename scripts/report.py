@@ -63,9 +63,8 @@ def _equal(folder: Path) -> str:
     """Return each method's best row at equal cost, the least error first."""
     limit = json.loads(_file(folder / "results.json"))["provenance"]["config"]["pareto"]["equal_gflops"]
     rows = _rows(folder)
-    chosen = [rows[label] for label in dict.fromkeys(("none", *equals(rows, limit)))]
-    order = sorted(chosen, key=lambda row: (row["gflops"] > limit, row["error"] is None, row["error"]))
-    return markdown_table(COLUMNS, map(cells, order))
+    chosen = sorted((rows[label] for label in equals(rows, limit)), key=lambda row: row["error"] or float("inf"))
+    return markdown_table(COLUMNS, map(cells, (rows["none"], *chosen)))
 
 
 def _frontier(folder: Path) -> str:

@@ -194,17 +194,15 @@ def frontier(judged: Mapping[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def equals(judged: Mapping[str, dict[str, Any]], gflops: float) -> Iterator[str]:
-    """Yield each method's label of least error within so many GFLOPs, or else its cheapest."""
+    """Yield of each method the label of least error within so many GFLOPs; none of one that costs more."""
     by_method: dict[str, list[str]] = {}
     for label, row in judged.items():
         by_method.setdefault(row["method"], []).append(label)
     for labels in by_method.values():
         within = [label for label in labels if judged[label]["gflops"] <= gflops]
-        known = [label for label in within if judged[label]["error"] is not None]
-        if known:
-            yield min(known, key=lambda label: float(judged[label]["error"]))
-        else:
-            yield min(within or labels, key=lambda label: float(judged[label]["gflops"]))
+        if within:
+            # What goes on from the chunk before has no error to choose by.
+            yield min(within, key=lambda label: judged[label]["error"] or -judged[label]["gflops"])
 
 
 def _played(
@@ -214,14 +212,29 @@ def _played(
     if config.pareto.episodes == 0:
         return {}
     seeds = range(config.task.seed, config.task.seed + config.pareto.episodes)
+    evaluated = _evaluated(config.pareto.evaluated, seeds)
     playing = partial(play, config.task, seeds=seeds, parallel=config.pareto.parallel)
     results = {}
     for label, schedule in schedules.items():
         key = f"{schedule.digest} on {len(seeds)} episodes from {seeds[0]}"
-        if key not in kept:
+        if schedule.digest in evaluated:
+            kept[key] = evaluated[schedule.digest]
+        elif key not in kept:
             kept[key] = scores(playing(policy=bac.accelerate(policy, schedule), title=label))
         results[label] = kept[key]
     return results
+
+
+def _evaluated(paths: list[str], seeds: range) -> dict[str, dict[str, Any]]:
+    """Return scores by digest of schedules that ``scripts/eval.py`` played on these episodes, among others."""
+    found = {}
+    for path in paths:
+        run = json.loads(Path(path).read_text())
+        played = run["scores"][: len(seeds)]
+        if run["seed"] == seeds[0] and len(played) == len(seeds):
+            digest = run["schedule"]["digest"]
+            found[digest] = {"score": asdict(bootstrap_mean(np.array(played))), "scores": played, "evaluated": path}
+    return found
 
 
 def _timed(

@@ -231,6 +231,12 @@ def test_attempts_are_timed_against_the_reference(trained: Path) -> None:
     ]
 
 
+def _digest(trained: Path, cache: str, updates: int) -> str:
+    _evaluate(trained, f"cache={cache}", f"cache.updates={updates}", "video=0")
+    digest: str = _results(trained, "eval")[1]["schedule"]["digest"]
+    return digest
+
+
 def test_pareto_judges_and_plays_each_schedule_once(trained: Path) -> None:
     common = ["study=pareto", "checkpoint=run/checkpoint.safetensors", "calls=1", "error_observations=4"]
     common += ["pareto.equal_gflops=0.03"]
@@ -256,6 +262,12 @@ def test_pareto_judges_and_plays_each_schedule_once(trained: Path) -> None:
     assert rows["uniform-s2"]["error"] == rows["late-s2"]["error"] == rows["uniform-s2-free"]["error"] == 0.125
     assert rows["none"]["scores"] == rows["uniform-s2-free"]["scores"] == [0.5, 0.75]
     assert rows["uniform-s2-free"]["score_difference"] == {"mean": 0, "low": 0, "high": 0}
+    # What an evaluation has played on the same episodes is taken from there.
+    run = {"seed": 100_000, "scores": [0.25, 0.5, 1.0], "schedule": {"digest": _digest(trained, "late", 2)}}
+    (trained / "late2.json").write_text(json.dumps(run))
+    _run(trained, "bench", *common, *chosen, *episodes, "pareto.updates=[2]", "pareto.evaluated=[late2.json]")
+    late = {row["label"]: row for row in _results(trained, "bench")[1]["rows"]}["late-s2"]
+    assert (late["scores"], late["score"]["mean"]) == ([0.25, 0.5], 0.375)
     assert rows["uniform-s2"]["feature_error"] == pytest.approx(
         sum(rows["uniform-s2"]["feature_error_by_step"]) / 10, abs=1e-5
     )

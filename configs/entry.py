@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from bac.errors import BacError
-from configs import schema
+from configs.store import register
 from envs.errors import EnvError
 
 _Config = TypeVar("_Config")
@@ -34,7 +34,7 @@ def script(name: str, config_type: type[_Config]) -> Callable[[Callable[[_Config
             except (BacError, EnvError) as error:
                 sys.exit(f"error: {error}")
 
-        schema.register()
+        register()
         return command
 
     return decorate

@@ -8,7 +8,7 @@ from studies import growth, latency, pareto, peers, tried
 
 from bac.choices import choice
 from configs.entry import script
-from configs.schema import BenchConfig, Study
+from configs.studies import BenchConfig, Study
 
 _STUDIES = {
     Study.LATENCY: latency.run,

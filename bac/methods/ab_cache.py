@@ -8,7 +8,7 @@ import numpy as np
 
 from bac.errors import InvalidInput, sentence
 from bac.methods.base import ByUpdates, LastStep
-from bac.methods.forecast import forecast_of
+from bac.methods.forecast import forecast_of, require_history
 from bac.methods.uniform import Uniform
 from bac.profile import FeatureProfile
 from bac.schedule import CacheSchedule
@@ -49,8 +49,13 @@ class AdamsBashforth(ByUpdates):
             raise InvalidInput(sentence("cache.slopes", expected="1 to 4", got=self.slopes, mend="choose one of these"))
 
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
-        """Return the schedule; the profile gives only blocks, steps and provenance."""
+        """Return the schedule; the profile gives only blocks, steps and provenance.
+
+        Raises:
+            InvalidInput: more updates than steps, or more slopes than the history has.
+        """
         mask = Uniform(self.updates, self.last_step).schedule(profile).mask
+        require_history("slopes", self.slopes + 1, mask)
         forecast = forecast_of(mask, self.slopes + 1, self._weights)
         return self.made(profile, mask, forecast)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from bac.errors import InvalidInput, sentence
+
 Rule = Callable[[np.ndarray, int], np.ndarray]
 """(update steps so far, the latest first; the step to predict) -> weights of the features computed at them."""
 
@@ -24,6 +26,29 @@ def forecast_of(mask: np.ndarray, history: int, rule: Rule) -> np.ndarray:
             seen = np.flatnonzero(row[:step])[::-1][:history]
             weights[step, : len(seen)] = rule(seen, int(step))
     return forecast
+
+
+def require_history(what: str, wanted: int, mask: np.ndarray) -> None:
+    """Refuse a prediction from more features than a call ever has.
+
+    Args:
+        what: the parameter that asks for them, whose value is one less.
+        wanted: how many features it reads.
+        mask: bool[blocks, K].
+
+    Raises:
+        InvalidInput: no step is predicted from so many.
+    """
+    seen = int((np.cumsum(mask, axis=1) * ~mask).max())
+    if 0 < seen < wanted:
+        raise InvalidInput(
+            sentence(
+                f"cache.{what}",
+                expected=f"at most {seen - 1}, one less than the features computed before the last prediction",
+                got=wanted - 1,
+                mend="raise cache.updates",
+            )
+        )
 
 
 def differences(seen: np.ndarray, order: int) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from bac.errors import InvalidInput, sentence
 from bac.methods.base import ByUpdates, LastStep
-from bac.methods.forecast import differences, forecast_of
+from bac.methods.forecast import differences, forecast_of, require_history
 from bac.methods.uniform import Uniform
 from bac.profile import FeatureProfile
 from bac.schedule import CacheSchedule
@@ -51,7 +51,7 @@ class TaylorSeer(ByUpdates):
         """Return the schedule; the profile gives only blocks, steps and provenance.
 
         Raises:
-            InvalidInput: more updates or first steps than there are steps.
+            InvalidInput: more updates or first steps than there are steps, or an order above the history.
         """
         if self.first_steps > profile.steps:
             raise InvalidInput(
@@ -59,6 +59,7 @@ class TaylorSeer(ByUpdates):
             )
         mask = Uniform(self.updates, self.last_step).schedule(profile).mask.copy()
         mask[:, : self.first_steps] = True
+        require_history("order", self.order + 1, mask)
         forecast = forecast_of(mask, self.order + 1, self._weights)
         return self.made(profile, mask, forecast)
 

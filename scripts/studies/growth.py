@@ -19,7 +19,7 @@ from bac.pictures import plain_log_axis, save_figure
 from bac.plan import lower
 from bac.results import run_provenance, write_results
 from bac.roofline import measure_roofline, plan_floor_s, weight_bytes
-from configs.schema import BenchConfig
+from configs.studies import BenchConfig
 from policies.benchmark import executor_rows, quick_profile, random_policy
 from policies.diffusion_transformer import DiffusionTransformerConfig
 from studies.rows import markdown_table, started, timed

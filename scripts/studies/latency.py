@@ -22,7 +22,7 @@ from bac.files import write_whole
 from bac.pictures import plain_log_axis, save_figure
 from bac.profile import FeatureProfile
 from bac.results import run_provenance, write_results
-from configs.schema import BenchConfig
+from configs.studies import BenchConfig
 from configs.tasks import HELD_OUT_SEED, demonstrations
 from policies.benchmark import (
     KITCHEN,
@@ -53,7 +53,8 @@ def run(config: BenchConfig, folder: Path) -> None:
     """Time all rows in turn, per network and batch; write table, plot and JSON into ``folder``."""
     _require_known(config)
     torch.set_num_threads(config.threads)
-    stages, starts = time_stages(config), time_starts(config)
+    of_checkpoint = "checkpoint" in config.networks
+    stages, starts = (time_stages(config), time_starts(config)) if of_checkpoint else ({}, {})
     tables = []
     for network in config.networks:
         source, observed, profile = _network(config, network)
@@ -85,7 +86,8 @@ def run(config: BenchConfig, folder: Path) -> None:
         "starts": starts,
         "provenance": run_provenance(torch.device(config.device), asdict(config)),
     }
-    text = "\n".join([*map(_markdown, tables), starts_markdown(starts), stages_markdown(stages)])
+    once = [starts_markdown(starts), stages_markdown(stages)] if of_checkpoint else []
+    text = "\n".join([*map(_markdown, tables), *once])
     write_whole(folder / "table.md", lambda path: path.write_text(text))
     save_figure(_plot(tables), folder / "latency.png")
     write_results(folder / "results.json", results)

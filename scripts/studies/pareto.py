@@ -30,7 +30,7 @@ from bac.schedule import CacheSchedule
 from bac.statistics import Estimate, bootstrap_mean
 from bac.trials import Trials
 from configs.methods import default_method
-from configs.schema import BenchConfig
+from configs.studies import BenchConfig
 from configs.tasks import HELD_OUT_SEED, demonstrations
 from policies.benchmark import executor_rows, noise_of
 from policies.diffusion_policy import DiffusionPolicy

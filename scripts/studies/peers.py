@@ -34,7 +34,7 @@ from bac.methods import BlockAdaptive, SensitivityWeighted
 from bac.profile import FeatureProfile
 from bac.results import run_provenance, write_results
 from bac.timing import Latency
-from configs.schema import BenchConfig, PeersConfig
+from configs.studies import BenchConfig, PeersConfig
 from configs.tasks import HELD_OUT_SEED, demonstrations
 from policies.benchmark import Denoise, Row, StartedRow, executor_rows, hook_rows, noise_of
 from policies.diffusion_policy import DiffusionPolicy

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from bac.errors import Unavailable, sentence
 from bac.timing import Latency, device_synchroniser, measure_interleaved
-from configs.schema import BenchConfig
+from configs.studies import BenchConfig
 from policies.benchmark import Row, StartedRow, noise_of, start
 from policies.diffusion_policy import DiffusionPolicy
 

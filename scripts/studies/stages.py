@@ -17,7 +17,7 @@ import bac
 from bac.executors import ExecutorKind, WeightType
 from bac.methods import full_schedule
 from bac.timing import device_synchroniser, measure_stages
-from configs.schema import BenchConfig
+from configs.studies import BenchConfig
 from configs.tasks import HELD_OUT_SEED, demonstrations
 from policies.benchmark import FULL, PolicySource, Row, executor_rows, start
 from policies.loading import load_policy

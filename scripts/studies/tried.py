@@ -22,7 +22,7 @@ from bac.profile import FeatureProfile
 from bac.results import run_provenance, write_results
 from bac.schedule import CacheSchedule
 from bac.trunk import Block, BlockKind
-from configs.schema import BenchConfig
+from configs.studies import BenchConfig
 from configs.tasks import HELD_OUT_SEED, demonstrations
 from policies.benchmark import Denoise, Row, executor_rows, schedules
 from policies.diffusion_policy import DiffusionPolicy

@@ -27,7 +27,7 @@ from toys import (
 import bac
 from bac.errors import InvalidInput
 from bac.executors import EagerExecutor
-from bac.methods import AdamsBashforth, LastStep, TaylorSeer, Uniform
+from bac.methods import AdamsBashforth, LastStep, Method, TaylorSeer, Uniform
 from bac.methods.forecast import differences, forecast_of
 from bac.passes import EXACT, fold_reused_runs, optimise
 from bac.plan import Combine, Fold, Plan, lower, simulate, verify
@@ -291,3 +291,16 @@ def test_a_schedule_that_never_predicts_survives_its_file() -> None:
     read = CacheSchedule.from_json(json.loads(json.dumps(schedule.to_json())))
     assert read.digest == schedule.digest
     assert optimise(lower(read)) == optimise(lower(schedule))
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        (TaylorSeer(2, order=3, first_steps=1), r"cache\.order: expected at most 1, .* got 3; raise cache\.updates"),
+        (TaylorSeer(2, order=4), r"cache\.order: expected at most 3, .* got 4"),
+        (AdamsBashforth(3, slopes=3), r"cache\.slopes: expected at most 2, .* got 3"),
+    ],
+)
+def test_an_order_above_the_history_refuses(method: Method, told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        method.schedule(random_profile(seed=0, steps=20))

@@ -11,6 +11,8 @@ from bac.errors import InvalidInput
 from bac.executors import ExecutorKind
 from bac.methods import BlockAdaptive, LastStep, Uniform
 from configs import schema
+from configs.store import register
+from configs.studies import BenchConfig
 from configs.tasks import demonstrations, environment
 from policies.samplers import DiffusionProcess
 from policies.training import TrainingConfig
@@ -21,7 +23,7 @@ SCRIPTS = {
     "export": (schema.ExportConfig, []),
     "calibrate": (schema.CalibrateConfig, []),
     "train": (schema.TrainConfig, []),
-    "bench": (schema.BenchConfig, []),
+    "bench": (BenchConfig, []),
     "report": (schema.ReportConfig, []),
     "import_checkpoint": (schema.ImportConfig, ["source=a.ckpt", "weights=ema"]),
     "compare": (schema.CompareConfig, ["reference=a", "runs=[b]"]),
@@ -32,7 +34,7 @@ for path in FOLDER.glob("*/*.yaml"):
 
 
 def _compose(name: str, *overrides: str) -> object:
-    schema.register()
+    register()
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         return OmegaConf.to_object(compose(name, [*SCRIPTS[name][1], *overrides]))
 
@@ -167,7 +169,7 @@ def np_index(rows: object, row: object) -> int:
 
 
 def test_recipe_builds() -> None:
-    schema.register()
+    register()
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
         composed = compose("train", ["output=x"])
     config = OmegaConf.to_object(composed)

@@ -14,7 +14,7 @@ from studies.rows import REFERENCE, require_package, started
 from bac.errors import Unavailable
 from bac.executors import ChunkNoise
 from bac.timing import Latency
-from configs.schema import PeersConfig
+from configs.studies import PeersConfig
 from policies.benchmark import Row, StartedRow, noise_of, random_policy
 from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bac.schedule import CacheSchedule, Weight
+from bac.predictions import Weight
+from bac.schedule import CacheSchedule
 
 
 def feature_errors(schedule: CacheSchedule, features: Sequence[Tensor]) -> np.ndarray:

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bac.errors import CorruptArtefact, InvalidInput, sentence
-from bac.schedule import GROUP_DIGITS, CacheSchedule, Weight
+from bac.predictions import GROUP_DIGITS, Weight
+from bac.schedule import CacheSchedule
 from bac.trunk import Block, TrunkCost
 
 

@@ -22,15 +22,18 @@ from bac.partial_updates import (
     sound_tokens,
     token_document,
 )
+from bac.predictions import (
+    Weight,
+    forecast_document,
+    group_document,
+    read_forecast,
+    read_groups,
+    sound_forecast,
+    sound_groups,
+)
 from bac.trunk import Block
 
 _FORMAT = "bac-schedule-1"
-
-GROUP_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-"""In text a channel's group is one digit, so there are at most 36 groups."""
-
-Weight = float | tuple[float, ...]
-"""Of a computed feature in a prediction: one for all channels, or one per group of channels."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,9 @@ class CacheSchedule:
         mask.setflags(write=False)
         object.__setattr__(self, "mask", mask)
         if self.forecast is not None:
-            object.__setattr__(self, "forecast", _sound_forecast(self.forecast, mask, self.groups is not None))
+            object.__setattr__(self, "forecast", sound_forecast(self.forecast, mask, self.groups is not None))
         if self.groups is not None:
-            object.__setattr__(self, "groups", _sound_groups(self.groups, mask, self.forecast))
+            object.__setattr__(self, "groups", sound_groups(self.groups, mask, self.forecast))
         if self.tokens is not None:
             object.__setattr__(self, "tokens", sound_tokens(self.tokens, mask))
         if self.recall is not None:
@@ -173,9 +176,9 @@ class CacheSchedule:
         sampler = sorted(self.provenance.sampler.items())
         identity: list[Any] = [self._update_steps(), self.steps, self.provenance.checkpoint, sampler]
         if self.forecast is not None:
-            identity.append(self._forecast_weights())
+            identity.append(forecast_document(self.forecast, self.mask, self.blocks))
         if self.groups is not None:
-            identity.append(self._group_digits())
+            identity.append(group_document(self.groups, self.blocks))
         if self.tokens is not None:
             identity.append({"tokens": token_document(self.tokens, self.blocks)})
         if self.recall is not None:
@@ -287,8 +290,8 @@ class CacheSchedule:
             "sampler": dict(self.provenance.sampler),
             "steps": self.steps,
             "updates": self._update_steps(),
-            **({} if self.forecast is None else {"forecast": self._forecast_weights()}),
-            **({} if self.groups is None else {"groups": self._group_digits()}),
+            **({} if self.forecast is None else {"forecast": forecast_document(self.forecast, self.mask, self.blocks)}),
+            **({} if self.groups is None else {"groups": group_document(self.groups, self.blocks)}),
             **({} if self.tokens is None else {"tokens": token_document(self.tokens, self.blocks)}),
             **({} if self.recall is None else {"recall": recall_document(self.recall, self.blocks)}),
         }
@@ -310,9 +313,10 @@ class CacheSchedule:
                 raise ValueError(f"{steps} steps of {len(rows)} different blocks")
             provenance = Provenance(str(document["checkpoint"]), dict(document["sampler"]))
             method, parameters = str(document["method"]), dict(document["parameters"])
-            groups = _groups(document["groups"], rows) if "groups" in document else None
-            least = (1,) if groups is None else (1, len(GROUP_DIGITS))
-            forecast = _forecast(document["forecast"], rows, steps, least) if "forecast" in document else None
+            groups = read_groups(document["groups"], rows) if "groups" in document else None
+            forecast = None
+            if "forecast" in document:
+                forecast = read_forecast(document["forecast"], rows, steps, grouped=groups is not None)
             tokens = read_tokens(document["tokens"], rows, steps) if "tokens" in document else None
             recall = read_recall(document["recall"], rows, steps) if "recall" in document else None
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -354,19 +358,6 @@ class CacheSchedule:
         rows = zip(self.blocks, self.mask, strict=True)
         return {str(block): np.flatnonzero(row).tolist() for block, row in rows}
 
-    def _forecast_weights(self) -> dict[str, list[list[float]]]:
-        """Return per block the weights of every step, none where it updates."""
-        assert self.forecast is not None
-        return {
-            str(block): [[] if update else weights.tolist() for update, weights in zip(row, each, strict=True)]
-            for block, row, each in zip(self.blocks, self.mask, self.forecast, strict=True)
-        }
-
-    def _group_digits(self) -> dict[str, str]:
-        assert self.groups is not None
-        rows = zip(self.blocks, self.groups.tolist(), strict=True)
-        return {str(block): "".join(GROUP_DIGITS[group] for group in row) for block, row in rows}
-
 
 def _whole(value: Any) -> int:
     if type(value) is not int:
@@ -389,81 +380,6 @@ def _mask(rows: Mapping[Block, list[int]], steps: int) -> np.ndarray:
             )
         mask[number, updates] = True
     return mask
-
-
-def _forecast(
-    document: Mapping[str, list[list[Any]]], rows: Mapping[Block, list[int]], steps: int, least: tuple[int, ...]
-) -> np.ndarray:
-    """Read ``_forecast_weights``' document; weights have the shape ``least`` if there are none."""
-    shape = next((np.shape(weights) for each in document.values() for weights in each if weights), least)
-    forecast = np.zeros((len(rows), steps, *shape))
-    for number, block in enumerate(rows):
-        for step, weights in enumerate(document[str(block)]):
-            if weights:
-                if step >= steps or np.shape(weights) != shape:
-                    raise ValueError(f"{len(weights)} weights for {block} at step {step}")
-                forecast[number, step] = weights
-    return forecast
-
-
-def _groups(document: Mapping[str, str], rows: Mapping[Block, list[int]]) -> np.ndarray:
-    """Read ``_group_digits``' document."""
-    return np.array([[GROUP_DIGITS.index(digit) for digit in document[str(block)]] for block in rows], dtype=np.int64)
-
-
-def _sound_forecast(forecast: np.ndarray, mask: np.ndarray, grouped: bool) -> np.ndarray:
-    """Return float64[blocks, K, p], or [blocks, K, p, G], zeros where the block updates.
-
-    Raises:
-        InvalidInput: another shape, NaN, or a weight on a feature that was not computed yet.
-    """
-    values = np.array(forecast, dtype=np.float64)
-    shaped = values.ndim == 3 + grouped and values.shape[:2] == mask.shape and min(values.shape) >= 1
-    if not shaped or not np.isfinite(values).all():
-        raise InvalidInput(
-            sentence(
-                "schedule forecast",
-                expected=f"finite float[{mask.shape[0]} blocks, {mask.shape[1]} steps, history{', groups' * grouped}]",
-                got=f"shape {values.shape} with {int((~np.isfinite(values)).sum())} NaN or infinite weights",
-                mend="give one row per block",
-            )
-        )
-    values[mask] = 0
-    unseen = np.arange(values.shape[2]) >= np.cumsum(mask, axis=1)[:, :, None]
-    if (values[unseen] != 0).any():
-        raise InvalidInput(
-            sentence(
-                "schedule forecast",
-                expected="weights on computed features alone",
-                got="weights before as many updates",
-                mend="lower the order of the first predictions",
-            )
-        )
-    values.setflags(write=False)
-    return values
-
-
-def _sound_groups(groups: np.ndarray, mask: np.ndarray, forecast: np.ndarray | None) -> np.ndarray:
-    """Return int64[blocks, d].
-
-    Raises:
-        InvalidInput: another shape, groups without predictions, more than 36, or one that has no weights.
-    """
-    values = np.array(groups)
-    count = 0 if forecast is None else min(forecast.shape[3], len(GROUP_DIGITS))
-    whole = values.dtype.kind in "iu" and values.ndim == 2 and len(values) == len(mask) and values.size > 0
-    if not whole or values.min() < 0 or values.max() >= count:
-        raise InvalidInput(
-            sentence(
-                "schedule groups",
-                expected=f"int[{len(mask)} blocks, channels] below {count}, the groups that have weights",
-                got=f"{values.dtype} of shape {values.shape}" + (f" up to {values.max()}" if values.size else ""),
-                mend="give every channel a group of the forecast",
-            )
-        )
-    values = values.astype(np.int64)
-    values.setflags(write=False)
-    return values
 
 
 def _pretty(document: dict[str, Any]) -> str:

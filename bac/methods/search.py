@@ -3,7 +3,8 @@
 Ours. Every other method minimises a stand-in (similarity, reuse error, a fixed pattern); this one runs the candidates
 on calibration observations and keeps what leaves the executed actions nearest to the uncached ones. It begins at the
 best of the ``late`` and ``bac_weighted`` schedules that the budget allows and goes on by random exchange: take some
-updates away, spend what that frees on others, keep the change if it helps.
+updates away, spend what that frees on others, or predict some blocks by their latest slope instead of holding them, and
+keep what helps.
 
 It finds what fits its observations, so it needs many: on 16 of them it halved their error and raised that of others.
 Candidates run on a quarter of the observations first, and only what does not lose there runs on the others.
@@ -22,6 +23,7 @@ import numpy as np
 from bac.errors import InvalidInput, MissingArtefact, sentence
 from bac.methods.bac_weighted import SensitivityWeighted
 from bac.methods.base import LastStep, Parametrised
+from bac.methods.forecast import differences, forecast_of
 from bac.methods.late import late_steps
 from bac.profile import FeatureProfile
 from bac.schedule import CacheSchedule
@@ -34,6 +36,9 @@ _ATTEMPTS = 20
 _HEATS = 4
 _SLACK = 1.05
 """Parts of the observations, and by how much a candidate may lose on the first of them."""
+
+_PREDICTIONS = 0.1
+"""Share of the exchanges that change how blocks are predicted, and not when they update."""
 
 _KINDS = 3
 _SHIFTS = np.array([-8, -4, -3, -2, -1, 1, 2, 3, 4, 8])
@@ -129,18 +134,18 @@ class Search(Parametrised):
         space = self._space(trials)
         draw = np.random.default_rng(self.seed)
         beginnings = list(space.beginnings(profile))
-        best, best_mask = np.full(len(trials), np.inf), beginnings[0]
+        best, leader = np.full(len(trials), np.inf), beginnings[0]
         for trial in range(self.trials):
-            mask = beginnings[trial] if trial < len(beginnings) else space.exchanged(best_mask, draw)
-            errors = self._judged(trials, mask, best)
+            candidate = beginnings[trial] if trial < len(beginnings) else space.neighbour(leader, draw)
+            errors = self._judged(trials, candidate, best)
             if errors is not None and self.objective.of(errors) < self.objective.of(best):
-                best, best_mask = errors, mask
+                best, leader = errors, candidate
             on_trial(self.objective.of(best))
-        return self._schedule(trials, best_mask)
+        return self._schedule(trials, leader)
 
-    def _judged(self, trials: Trials, mask: np.ndarray, best: np.ndarray) -> np.ndarray | None:
+    def _judged(self, trials: Trials, candidate: _Candidate, best: np.ndarray) -> np.ndarray | None:
         """Return the errors float64[N] of a candidate, None if it loses in the first heat."""
-        schedule = self._schedule(trials, mask)
+        schedule = self._schedule(trials, candidate)
         errors = np.empty(len(trials))
         first = np.arange(len(trials)) % _HEATS == 0
         errors[first] = trials.action_errors(schedule, first)
@@ -159,12 +164,42 @@ class Search(Parametrised):
         gigas = np.array(cost.branch) / 1e9
         return _Space("gflops", gigas, steps, self.gflops, (cost.step * steps + cost.call) / 1e9, self.last_step)
 
-    def _schedule(self, trials: Trials, mask: np.ndarray) -> CacheSchedule:
-        return CacheSchedule(mask, trials.trunk.blocks, trials.provenance, self.name, self.parameters)
+    def _schedule(self, trials: Trials, candidate: _Candidate) -> CacheSchedule:
+        blocks, forecast = trials.trunk.blocks, candidate.forecast()
+        return CacheSchedule(candidate.mask, blocks, trials.provenance, self.name, self.parameters, forecast)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """What is searched.
+
+    Attributes:
+        mask: bool[blocks, K].
+        sloped: bool[blocks], which blocks are predicted by their latest slope where they are reused.
+    """
+
+    mask: np.ndarray
+    sloped: np.ndarray
+
+    def forecast(self) -> np.ndarray | None:
+        """Return the predictions of ``CacheSchedule``, None if all blocks hold."""
+        if not self.sloped.any():
+            return None
+        held, along = (forecast_of(self.mask, 2, rule) for rule in (_hold, _along_the_slope))
+        return np.where(self.sloped[:, None, None], along, held)
+
+
+def _hold(seen: np.ndarray, step: int) -> np.ndarray:
+    return np.eye(len(seen))[0]
+
+
+def _along_the_slope(seen: np.ndarray, step: int) -> np.ndarray:
+    latest, *slope = differences(seen, min(1, len(seen) - 1))
+    return latest + (step - seen[0]) * slope[0] if slope else latest
 
 
 class _Space:
-    """Masks bool[blocks, K] within a budget, and the ways from one to another."""
+    """Candidates within a budget, and the ways from one to another."""
 
     def __init__(
         self, unit: str, costs: np.ndarray, steps: int, budget: float, rest: float, last_step: LastStep
@@ -180,12 +215,22 @@ class _Space:
                 sentence(f"cache.{unit}", expected=f"at least {least:.4g}", got=budget, mend="raise the budget")
             )
 
-    def beginnings(self, profile: FeatureProfile | None) -> Iterator[np.ndarray]:
+    def beginnings(self, profile: FeatureProfile | None) -> Iterator[_Candidate]:
         """Yield the ``late`` schedules of several powers that the budget just allows, and the ``bac_weighted`` one."""
-        for power in _POWERS:
-            yield self._widest(partial(self._late, power))
+        makers: list[Callable[[int], np.ndarray]] = [partial(self._late, power) for power in _POWERS]
         if profile is not None and profile.sensitivity is not None:
-            yield self._widest(lambda updates: SensitivityWeighted(updates).schedule(profile).mask)
+            makers.append(lambda updates: SensitivityWeighted(updates).schedule(profile).mask)
+        for mask_of in makers:
+            yield _Candidate(self._widest(mask_of), np.zeros(len(self._costs), dtype=bool))
+
+    def neighbour(self, candidate: _Candidate, draw: np.random.Generator) -> _Candidate:
+        """Return a candidate with other updates or, now and then, with other predictions."""
+        if draw.random() < _PREDICTIONS:
+            sloped = candidate.sloped.copy()
+            rows = self._rows(draw)
+            sloped[rows] = ~sloped[rows]
+            return replace(candidate, sloped=sloped)
+        return replace(candidate, mask=self._exchanged(candidate.mask, draw))
 
     def _late(self, power: float, updates: int) -> np.ndarray:
         return np.isin(np.arange(self._steps), late_steps(updates, self._steps, power))
@@ -200,8 +245,8 @@ class _Space:
             widest = mask
         return widest
 
-    def exchanged(self, mask: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """Return a neighbour within the budget: some updates gone, others in their place; the mask if there is none."""
+    def _exchanged(self, mask: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """Return a mask within the budget: some updates gone, others in their place; the same one if there is none."""
         for _ in range(_ATTEMPTS):
             changed = mask.copy()
             self._take_away(changed, draw)

@@ -18,7 +18,7 @@ from bac.schedule import CacheSchedule, Provenance
 from bac.timing import Latency
 from bac.trials import Trials
 from policies.diffusion_trunk import DiffusionTransformerTrunk
-from policies.samplers import DiffusionProcess, ddpm
+from policies.samplers import DiffusionProcess, ddim, ddpm
 
 STEPS = 12
 SAMPLER = ddpm(DiffusionProcess(train_steps=STEPS))
@@ -160,6 +160,25 @@ def test_worst_case_looks_at_the_upper_quantile() -> None:
 def test_refuses_a_budget_below_one_update(trials: Trials) -> None:
     with pytest.raises(InvalidInput, match=r"cache\.gflops: expected at least"):
         search(0.05).find(trials)
+
+
+def test_predictions_are_searched_too() -> None:
+    sampler = ddim(DiffusionProcess(train_steps=100, clip=1e9), STEPS)  # no noise between the steps to amplify
+    provenance = Provenance("toy", sampler.identity)
+    smooth = Trials(TRUNK, sampler, provenance, OBSERVED, NOISE, EXECUTED, ExecutorKind.EAGER)
+    found = search(0.6, trials=80).find(smooth)
+    assert found.forecast is not None
+    sloped = {block for block in range(len(TRUNK.blocks)) if (found.forecast[block, :, 1] != 0).any()}
+    held = set(range(len(TRUNK.blocks))) - sloped
+    assert sloped
+    for block in range(len(TRUNK.blocks)):
+        for step in np.flatnonzero(~found.mask[block]):
+            latest, *earlier = np.flatnonzero(found.mask[block, :step])[::-1]
+            ahead = (step - latest) / (latest - earlier[0]) if earlier and block in sloped else 0
+            expected = ((latest, 1 + ahead), (earlier[0], -ahead)) if ahead else ((latest, 1.0),)
+            assert np.allclose(found.terms(block, int(step)), expected)
+    without = replace(found, forecast=None)
+    assert smooth.action_errors(found).mean() < smooth.action_errors(without).mean(), held
 
 
 def test_the_least_budget_has_nothing_to_exchange(trials: Trials) -> None:

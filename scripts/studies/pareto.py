@@ -107,13 +107,13 @@ class _Kept:
 def _methods(config: BenchConfig) -> Iterator[tuple[str, Method]]:
     """Yield no caching, and every method with the defaults of its YAML file at each of its budgets."""
     yield _UNCACHED, NoCache()
-    for name in config.pareto.methods:
-        method = default_method(name)
-        for budget in config.pareto.budgets.get(name, config.pareto.updates):
-            yield (each := method.with_budget(budget)).label, each
-    for name in config.pareto.free_last_step:
-        method = replace(default_method(name), last_step=LastStep.FREE)  # type: ignore[type-var]
-        for budget in config.pareto.updates:
+    forced = [default_method(name) for name in config.pareto.methods]
+    free = [
+        replace(default_method(name), last_step=LastStep.FREE)  # type: ignore[type-var]
+        for name in config.pareto.free_last_step
+    ]
+    for method in (*forced, *free):
+        for budget in config.pareto.budgets.get(method.name, config.pareto.updates):
             yield (each := method.with_budget(budget)).label, each
 
 

@@ -6,9 +6,9 @@ best of the ``late`` and ``bac_weighted`` schedules that the budget allows and g
 updates away, spend what that frees on others, or predict some blocks by their latest slope instead of holding them, and
 keep what helps.
 
-What is best on a few observations is best by luck: a search that kept whatever lowered the error of the same 64 lowered
-it by 40 % there and raised it elsewhere. So every comparison draws its observations anew from many more, and the leader
-gives way only to a gain above its standard error.
+What is best on a few observations is best by luck: a search that keeps whatever lowers the error of the same ones fits
+those. So every comparison draws its observations anew from many more, and the leader gives way only to a gain above its
+standard error.
 """
 
 from __future__ import annotations

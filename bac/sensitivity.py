@@ -25,7 +25,8 @@ from bac.trunk import ResidualTrunk
 _SIZE = 0.1
 """Root mean square of the error, where noise estimates have 1.
 
-Small enough to act nearly linearly, large enough that the smallest gains, about 1e-5, stand clear of float32's rounding.
+Small enough to act nearly linearly, large enough that the smallest gains, about 1e-5, stand clear of float32's
+rounding.
 """
 
 

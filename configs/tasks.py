@@ -14,6 +14,7 @@ from configs.schema import TaskConfig
 from envs.demos.push_t import PUSH_T_DEMOS, read_push_t
 from envs.demos.windows import window_index
 from envs.push_t import PushTEnv
+from envs.robomimic_tasks import TASKS, is_absolute
 from envs.rollout import Env
 
 HELD_OUT_SEED = 1_000_003
@@ -92,7 +93,15 @@ def _push_t_demonstrations(path: str | None) -> TaskDemonstrations:
     return TaskDemonstrations(read.observations, read.actions, read.episode_ends)
 
 
-_ENVIRONMENTS = {"push_t": _push_t}
+def _robomimic(task: TaskConfig) -> Env:
+    # Here, for Push-T must run without robomimic's packages.
+    from envs.robomimic import RobomimicEnv
+
+    absolute = is_absolute(task.name, task.action_dim)
+    return RobomimicEnv(task.name, absolute=absolute, observation=tuple(task.observation), max_steps=task.max_steps)
+
+
+_ENVIRONMENTS = {"push_t": _push_t, **dict.fromkeys(TASKS, _robomimic)}
 _DEMONSTRATIONS = {"push_t": _push_t_demonstrations}
 
 

@@ -133,7 +133,7 @@ def test_task_config_fits_its_environment_and_demonstrations() -> None:
 
 def test_unknown_task_name_refuses() -> None:
     task = _compose("eval", "task.name=chess").task
-    with pytest.raises(InvalidInput, match=r"task\.name: expected one of \['push_t'\], got chess"):
+    with pytest.raises(InvalidInput, match=r"task\.name: expected one of \['can', 'lift', 'push_t', .*\], got chess"):
         environment(task)
 
 

@@ -115,6 +115,40 @@ class RobomimicEnv(gymnasium.Env[_Observation, np.ndarray]):
         """Return the scene as MuJoCo XML; with ``state`` of the info it is all that ``reset`` needs to come back."""
         return str(self._world.env.sim.model.get_xml())
 
+    def hand_poses(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the hands are in stored states, as the controller sees them at the next action.
+
+        The simulation is left in the last of them: reset it before the next step.
+
+        Args:
+            states: float[T, S].
+
+        Returns:
+            Positions float64[T, arms, 3], m, and rotations float64[T, arms, 3, 3].
+
+        Raises:
+            EnvError: the states are not of this task.
+        """
+        expected = self._info()["state"].size
+        if states.ndim != 2 or states.shape[1] != expected:
+            raise EnvError(
+                f"{self.task.name} states: expected shape [T, {expected}], got {states.shape}; "
+                "give the demonstrations of this task."
+            )
+        simulation, positions, rotations = self._world.env.sim, [], []
+        sites = [robot.eef_site_id for robot in self._world.env.robots]
+        for state in states:
+            simulation.set_state_from_flattened(state)
+            simulation.forward()
+            positions.append(simulation.data.site_xpos[sites])
+            rotations.append(simulation.data.site_xmat[sites])
+        return np.array(positions), np.array(rotations).reshape(len(states), len(sites), 3, 3)
+
+    def goals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the controllers take the hands: positions float64[arms, 3], m, rotations float64[arms, 3, 3]."""
+        controllers = [robot.controller for robot in self._world.env.robots]
+        return np.array([each.goal_pos for each in controllers]), np.array([each.goal_ori for each in controllers])
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[_Observation, dict[str, Any]]:
@@ -124,7 +158,8 @@ class RobomimicEnv(gymnasium.Env[_Observation, np.ndarray]):
             seed: in [0, 2**32); None draws one from ``np_random``.
             options: ``{"state": float[S], "model": str}`` starts from a demonstration's stored state and
                 ``model_file`` in place of the seed's. The model is needed: without it the controller's goal and the
-                gripper's would stay those of the episode before.
+                gripper's would stay those of the episode before. As in robomimic, a first delta counts from where the
+                hand is after a plain reset, not from the state's hand; a first absolute action means what it says.
 
         Raises:
             EnvError: the seed is out of range, or the options are not as above.

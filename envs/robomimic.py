@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Dict
 from envs.actions import controller_from_policy
 from envs.errors import EnvError
 from envs.graphics import require_graphics
-from envs.robomimic_package import EnvRobosuite, SimulationFault, draw_offscreen
+from envs.robomimic_package import ROBOSUITE_VERSION, EnvRobosuite, EnvType, SimulationFault, draw_offscreen
 from envs.robomimic_tasks import IMAGE, RATE_HZ, robomimic_task
 
 _LARGEST_SEED = 2**32 - 1
@@ -105,11 +105,6 @@ class RobomimicEnv(gymnasium.Env[_Observation, np.ndarray]):
     def simulation(self) -> Any:
         """The robosuite environment below this one, for scripted experts, which see more than observations."""
         return self._world.env
-
-    @property
-    def env_args(self) -> dict[str, Any]:
-        """What robomimic's data sets store as ``env_args`` to build this environment again."""
-        return {**self._world.serialize(), "type": int(self._world.type)}
 
     def model(self) -> str:
         """Return the scene as MuJoCo XML; with ``state`` of the info it is all that ``reset`` needs to come back."""
@@ -242,6 +237,20 @@ class RobomimicEnv(gymnasium.Env[_Observation, np.ndarray]):
     def _info(self) -> dict[str, Any]:
         success = bool(self._world.is_success()["task"])
         return {"is_success": success, "state": np.array(self._world.env.sim.get_state().flatten())}
+
+
+def env_args(task: str, *, absolute: bool, images: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return what robomimic's data sets store as ``env_args``: all it takes to build the simulation again.
+
+    Args:
+        task: a name in ``envs.robomimic_tasks.TASKS``.
+        absolute: actions are poses; false for deltas.
+        images: keys of image observations, of the published size.
+    """
+    known = robomimic_task(task)
+    settings = known.settings(absolute=absolute, images=images)
+    version, kind = ROBOSUITE_VERSION, int(EnvType.ROBOSUITE_TYPE)
+    return {"env_name": known.simulation, "env_version": version, "type": kind, "env_kwargs": settings}
 
 
 @contextmanager

@@ -10,7 +10,15 @@ from envs.errors import EnvError
 from envs.graphics import choose_graphics
 from envs.robomimic_tasks import TASKS
 
-__all__ = ["ROBOSUITE_VERSION", "EnvRobosuite", "SequenceDataset", "SimulationFault", "draw_offscreen"]
+__all__ = [
+    "ROBOSUITE_VERSION",
+    "EnvRobosuite",
+    "EnvType",
+    "SequenceDataset",
+    "SimulationFault",
+    "draw_offscreen",
+    "h5py",
+]
 
 
 def _stand_in_for_mujoco_py(fault: type[Exception]) -> None:
@@ -23,13 +31,16 @@ def _stand_in_for_mujoco_py(fault: type[Exception]) -> None:
 
 
 choose_graphics()
-# robosuite asks, in three lines, for a private file of settings that nothing here needs.
+# robosuite asks, in three lines, for a private file of settings, and PyOpenGL for a package that nothing here needs.
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)
 try:
+    import h5py
     from mujoco import FatalError as SimulationFault
 
     _stand_in_for_mujoco_py(SimulationFault)
     import robomimic.utils.obs_utils
+    from robomimic.envs.env_base import EnvType
     from robomimic.envs.env_robosuite import EnvRobosuite
     from robomimic.utils.dataset import SequenceDataset
     from robosuite import __version__ as ROBOSUITE_VERSION  # noqa: N812

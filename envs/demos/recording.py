@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,9 @@ import numpy as np
 from envs.demos.experts import CLOSE, OPEN, Expert, require_expert
 from envs.demos.robomimic import RecordedEpisode, write_robomimic
 from envs.errors import DemonstrationError
-from envs.robomimic import RobomimicEnv
+from envs.robomimic import RobomimicEnv, env_args
 from envs.robomimic_package import ROBOSUITE_VERSION
-from envs.robomimic_tasks import IMAGE, RobomimicTask, robomimic_task
+from envs.robomimic_tasks import IMAGE, robomimic_task
 from envs.rotations import vector_from_matrix
 
 _TAIL_STEPS = 5
@@ -59,14 +61,14 @@ class Recorder:
             )
 
     @property
-    def described(self) -> RobomimicTask:
-        """The task."""
-        return robomimic_task(self.task)
+    def cameras(self) -> tuple[str, ...]:
+        """The keys of the images that are recorded."""
+        return robomimic_task(self.task).images if self.images else ()
 
     def environment(self) -> RobomimicEnv:
         """Return the environment to record in."""
-        keys = (*self.described.low_dim, *(self.described.images if self.images else ()))
-        return RobomimicEnv(self.task, absolute=False, observation=keys)
+        observation = (*robomimic_task(self.task).low_dim, *self.cameras)
+        return RobomimicEnv(self.task, absolute=False, observation=observation)
 
     def record(self, env: RobomimicEnv, seed: int) -> RecordedEpisode | None:
         """Play one episode in ``environment()``; return None if the expert fails."""
@@ -130,11 +132,11 @@ class _Parts:
             raise DemonstrationError(
                 f"demonstrations: expected nothing at {self.target}, got a file; delete it or choose another output."
             )
-        settings = {**asdict(recorder), "first_seed": first_seed, "robosuite": ROBOSUITE_VERSION}
+        settings: dict[str, Any] = {**asdict(recorder), "first_seed": first_seed, "robosuite": ROBOSUITE_VERSION}
         note = self.folder / "settings.json"
         if note.exists() and json.loads(note.read_text()) != settings:
             raise DemonstrationError(
-                f"demonstrations: expected to go on with the settings in {note}, got {settings}; "
+                f"demonstrations: expected the settings of the unfinished run in {note}, got {settings}; "
                 "give the same again or delete that folder."
             )
         if not note.exists():
@@ -205,8 +207,8 @@ def make_demonstrations(
             on_attempt(seed, success)
         if len(kept) == episodes:
             break
-    with closing(recorder.environment()) as env:
-        write_robomimic(path, (parts.read(seed) for seed in kept), env.env_args)
+    arguments = env_args(recorder.task, absolute=False, images=recorder.cameras)
+    write_robomimic(path, (parts.read(seed) for seed in kept), arguments)
     shutil.rmtree(parts.folder)
     return attempts
 
@@ -216,16 +218,33 @@ def _attempts(
 ) -> Iterator[tuple[int, bool]]:
     """Yield (seed, success) in the order of seeds, without end."""
     seeds = count(first_seed)
-    # Spawned, for a fork would share the parent's graphics and threads.
-    context = multiprocessing.get_context("spawn")
+    attempt = partial(_attempt, recorder, parts)
     missing = episodes
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ExitStack() as stack:
+        side_by_side: Callable[..., Iterator[bool]] = map
+        if processes > 1:
+            # Spawned, for a fork would share the parent's graphics and threads.
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
+            side_by_side = stack.enter_context(pool).map
         while True:
             # As many as are missing: no attempt is wasted when all succeed.
             batch = [next(seeds) for _ in range(missing)]
-            for seed, success in zip(batch, pool.map(partial(_attempt, recorder, parts), batch), strict=True):
+            for seed, success in zip(batch, side_by_side(attempt, batch), strict=True):
                 missing -= success
                 yield seed, success
+
+
+def _end_with_parent() -> None:
+    """End this process once its parent is gone: a killed parent cannot tell it to."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 _ENVIRONMENT: dict[Recorder, RobomimicEnv] = {}

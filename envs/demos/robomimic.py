@@ -20,14 +20,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import h5py
 import numpy as np
 
 from envs.actions import absolute_episode, policy_from_controller
 from envs.demos.replay import Demonstrations
 from envs.errors import DemonstrationError
 from envs.robomimic import RobomimicEnv
-from envs.robomimic_package import ROBOSUITE_VERSION, SequenceDataset
+from envs.robomimic_package import ROBOSUITE_VERSION, SequenceDataset, h5py
 from envs.robomimic_tasks import RobomimicTask, robomimic_task
 
 _VALID_EVERY = 10
@@ -133,7 +132,7 @@ def write_robomimic(path: Path | str, episodes: Iterable[RecordedEpisode], env_a
     Args:
         path: the file.
         episodes: at least one; read one by one, so that they need not fit into memory.
-        env_args: of the environment they were recorded in (``RobomimicEnv.env_args``).
+        env_args: of the environment they were recorded in (``envs.robomimic.env_args``).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

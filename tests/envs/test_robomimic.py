@@ -1,5 +1,6 @@
 """robomimic's tasks behind our interface; everything here needs the packages of the extra ``robomimic``."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import gymnasium
 from gymnasium.utils.env_checker import check_env
 
 from envs.errors import EnvError
-from envs.robomimic import RobomimicEnv
+from envs.robomimic import RobomimicEnv, env_args
 from envs.robomimic_tasks import TASKS, is_absolute
 from envs.rotations import six_from_matrix
 
@@ -140,6 +141,13 @@ def test_wrong_input_refuses(lift: RobomimicEnv) -> None:
         RobomimicEnv("lift", max_steps=0)
     with pytest.raises(EnvError, match=r"^can actions: expected 10 channels \(absolute\) or 7 \(delta\), got 2"):
         is_absolute("can", 2)
+
+
+@pytest.mark.parametrize("name", ["can", "transport"])
+def test_env_args_build_the_same_environment_in_robomimic(name: str) -> None:
+    env = RobomimicEnv(name, absolute=False)
+    stored = json.loads(json.dumps(env_args(name, absolute=False)))
+    assert stored == json.loads(json.dumps(env._world.serialize()))
 
 
 def test_two_environments_draw_their_own_scenes() -> None:

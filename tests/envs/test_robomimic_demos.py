@@ -290,6 +290,14 @@ def test_killed_run_goes_on_and_gives_the_same_file(
         make_demonstrations(recorder, path, episodes=EPISODES, first_seed=0)
 
 
+def test_several_processes_record_the_same_file(recorded: Path, tmp_path: Path) -> None:
+    path = tmp_path / "low_dim.hdf5"
+    make_demonstrations(Recorder("lift", disturbed=1), path, episodes=2, first_seed=0, processes=2)
+    with h5py.File(recorded) as first, h5py.File(path) as again:
+        for episode in again["data"]:
+            np.testing.assert_array_equal(first["data"][episode]["states"][()], again["data"][episode]["states"][()])
+
+
 def test_failures_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def record(self: Recorder, env: RobomimicEnv, seed: int) -> RecordedEpisode | None:
         return RecordedEpisode({"actions": np.full((2, 7), seed / 10)}, "<mujoco/>", seed) if seed % 3 == 0 else None

@@ -182,9 +182,17 @@ class RobomimicEnv(gymnasium.Env[_Observation, np.ndarray]):
                 f"{self.task.name} action: expected {self.action_space.shape} finite numbers, got shape {given.shape} "
                 f"and {given.tolist()}; check the policy's output before it is executed."
             )
+        # Six numbers of two parallel or empty rows are no rotation, and come out as NaN.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            executed = controller_from_policy(given) if self.absolute else given
+        if not np.isfinite(executed).all():
+            raise EnvError(
+                f"{self.task.name} action: expected two independent rows of a rotation, got {given.tolist()}; "
+                "check the policy's output before it is executed."
+            )
         self._draw_here()
         try:
-            observation, reward, _, _ = self._world.step(controller_from_policy(given) if self.absolute else given)
+            observation, reward, _, _ = self._world.step(executed)
         except SimulationFault as error:
             raise EnvError(
                 f"{self.task.name}: expected a stable simulation, got {error}; smaller actions avoid it."

@@ -150,6 +150,14 @@ def test_env_args_build_the_same_environment_in_robomimic(name: str) -> None:
     assert stored == json.loads(json.dumps(env._world.serialize()))
 
 
+def test_action_without_a_rotation_refuses_and_changes_nothing() -> None:
+    env = RobomimicEnv("lift")
+    _, before = env.reset(seed=0)
+    with pytest.raises(EnvError, match=r"^lift action: expected two independent rows of a rotation, got"):
+        env.step(np.zeros(10))
+    np.testing.assert_array_equal(env._info()["state"], before["state"])
+
+
 def test_two_environments_draw_their_own_scenes() -> None:
     keys = ("robot0_eef_pos", "agentview_image")
     pair = [RobomimicEnv(name, absolute=False, observation=keys, render_size=48) for name in ("lift", "square")]

@@ -248,7 +248,7 @@ class TrainConfig:
     """``scripts/train.py``: train a policy on a task's demonstrations.
 
     Attributes:
-        demonstrations: a zarr store; null takes the committed one.
+        demonstrations: a zarr store or robomimic file; null takes the committed one, or what ``make_demos`` wrote.
         output: folder of training state, log, curve and checkpoint; a run found there is resumed.
         save_every: optimiser steps between saved states.
         seed: of everything random.
@@ -267,6 +267,30 @@ class TrainConfig:
     seed: int
     device: str
     threads: int | None
+
+
+@dataclass(kw_only=True, slots=True)
+class MakeDemosConfig:
+    """``scripts/make_demos.py``: record a scripted expert into a robomimic file; see ``envs.demos.recording.Recorder``.
+
+    Attributes:
+        episodes: successes to keep.
+        seed: first seed; those of training rollouts and of the published evaluation are others.
+        noise_m: standard deviation of the noise on the expert's moves, m.
+        disturbed: share of episodes that begin after a push.
+        images: record the camera images too.
+        processes: that record side by side.
+        output: folder of the file.
+    """
+
+    task: TaskConfig
+    episodes: int
+    seed: int
+    noise_m: float
+    disturbed: float
+    images: bool
+    processes: int
+    output: str
 
 
 @dataclass(kw_only=True, slots=True)

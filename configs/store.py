@@ -17,6 +17,7 @@ def register() -> None:
         "export": schema.ExportConfig,
         "calibrate": schema.CalibrateConfig,
         "train": schema.TrainConfig,
+        "make_demos": schema.MakeDemosConfig,
         "import_checkpoint": schema.ImportConfig,
         "compare": schema.CompareConfig,
         "bench": BenchConfig,

@@ -14,6 +14,7 @@ from configs.schema import TaskConfig
 from envs.demos.push_t import PUSH_T_DEMOS, read_push_t
 from envs.demos.windows import window_index
 from envs.push_t import PushTEnv
+from envs.robomimic_tasks import TASKS, is_absolute
 from envs.rollout import Env
 
 HELD_OUT_SEED = 1_000_003
@@ -79,21 +80,38 @@ def environment(task: TaskConfig) -> Callable[[], Env]:
 
 
 def demonstrations(task: TaskConfig, path: str | None = None) -> TaskDemonstrations:
-    """Read the task's demonstrations, the committed ones unless ``path`` is given."""
-    return _known(task, _DEMONSTRATIONS)(path)
+    """Read the task's demonstrations: unless ``path`` is given the committed ones, else what ``make_demos`` wrote."""
+    return _known(task, _DEMONSTRATIONS)(task, path)
 
 
 def _push_t(task: TaskConfig) -> Env:
     return PushTEnv(max_steps=task.max_steps)
 
 
-def _push_t_demonstrations(path: str | None) -> TaskDemonstrations:
+def _push_t_demonstrations(_: TaskConfig, path: str | None) -> TaskDemonstrations:
     read = read_push_t(PUSH_T_DEMOS if path is None else path)
     return TaskDemonstrations(read.observations, read.actions, read.episode_ends)
 
 
-_ENVIRONMENTS = {"push_t": _push_t}
-_DEMONSTRATIONS = {"push_t": _push_t_demonstrations}
+def _robomimic(task: TaskConfig) -> Env:
+    # Here, for Push-T must run without robomimic's packages.
+    from envs.robomimic import RobomimicEnv
+
+    absolute = is_absolute(task.name, task.action_dim)
+    return RobomimicEnv(task.name, absolute=absolute, observation=tuple(task.observation), max_steps=task.max_steps)
+
+
+def _robomimic_demonstrations(task: TaskConfig, path: str | None) -> TaskDemonstrations:
+    absolute = is_absolute(task.name, task.action_dim)
+    from envs.demos.robomimic import read_robomimic
+
+    file = f"outputs/demos/{task.name}/low_dim.hdf5" if path is None else path
+    read = read_robomimic(file, task.name, absolute=absolute, keys=tuple(task.observation))
+    return TaskDemonstrations(read.observations, read.actions, read.episode_ends)
+
+
+_ENVIRONMENTS = {"push_t": _push_t, **dict.fromkeys(TASKS, _robomimic)}
+_DEMONSTRATIONS = {"push_t": _push_t_demonstrations, **dict.fromkeys(TASKS, _robomimic_demonstrations)}
 
 
 def _known(task: TaskConfig, table: Mapping[str, _Entry]) -> _Entry:

@@ -14,6 +14,8 @@ from configs import schema
 from configs.store import register
 from configs.studies import BenchConfig
 from configs.tasks import demonstrations, environment
+from envs.errors import EnvError
+from envs.robomimic_tasks import RATE_HZ, TASKS
 from policies.samplers import DiffusionProcess
 from policies.training import TrainingConfig
 
@@ -23,6 +25,7 @@ SCRIPTS = {
     "export": (schema.ExportConfig, []),
     "calibrate": (schema.CalibrateConfig, []),
     "train": (schema.TrainConfig, []),
+    "make_demos": (schema.MakeDemosConfig, []),
     "bench": (BenchConfig, []),
     "report": (schema.ReportConfig, []),
     "import_checkpoint": (schema.ImportConfig, ["source=a.ckpt", "weights=ema"]),
@@ -131,9 +134,37 @@ def test_task_config_fits_its_environment_and_demonstrations() -> None:
     assert demos.actions.shape == (25_650, task.action_dim)
 
 
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_robomimic_task_config_is_the_published_one(name: str) -> None:
+    task, published = _compose("eval", f"task={name}").task, TASKS[name]
+    # The order is the one in which policies join them.
+    assert list(task.observation.items()) == list(published.low_dim.items())
+    assert (task.name, task.action_dim, task.max_steps) == (name, published.policy_size, published.max_steps)
+    assert (task.seed, task.rate_hz, task.action_steps) == (100000, RATE_HZ, 8)
+
+
+@pytest.mark.sim
+def test_robomimic_task_builds_by_its_action_dim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("robosuite", reason="pip install -e '.[robomimic]'")
+    for action_dim in (10, 7):
+        task = _compose("eval", "task=lift", f"task.action_dim={action_dim}", "task.max_steps=3").task
+        env = environment(task)()
+        assert env.action_space.shape == (action_dim,)
+        assert (env.max_steps, list(env.reset(seed=0)[0])) == (3, list(task.observation))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        EnvError, match=r"expected a robomimic file at outputs/demos/lift/low_dim\.hdf5, got nothing; .*make_demos"
+    ):
+        demonstrations(task)
+    task.action_dim = 8
+    for entry in (lambda: environment(task)(), lambda: demonstrations(task)):
+        with pytest.raises(EnvError, match=r"lift actions: expected 10 channels \(absolute\) or 7 \(delta\), got 8"):
+            entry()
+
+
 def test_unknown_task_name_refuses() -> None:
     task = _compose("eval", "task.name=chess").task
-    with pytest.raises(InvalidInput, match=r"task\.name: expected one of \['push_t'\], got chess"):
+    with pytest.raises(InvalidInput, match=r"task\.name: expected one of \['can', 'lift', 'push_t', .*\], got chess"):
         environment(task)
 
 

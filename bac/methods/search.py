@@ -79,7 +79,7 @@ class Search(Parametrised):
 
     gflops: float | None = 2.4
     latency_ms: float | None = None
-    trials: int = 600
+    trials: int = 500
     objective: Objective = Objective.MEAN
     seed: int = 0
     last_step: LastStep = LastStep.FORCED

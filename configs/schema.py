@@ -33,6 +33,7 @@ class TaskConfig:
         max_steps: control steps of an episode.
         seed: first seed of the published evaluation.
         rate_hz: control rate of the environment.
+        least_range: see ``policies.normalizer.LimitsNormalizer.fit``.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TaskConfig:
     max_steps: int
     seed: int
     rate_hz: float
+    least_range: float
 
 
 @dataclass(kw_only=True, slots=True)
@@ -130,6 +132,7 @@ class EvalConfig:
         compare: ``none`` also plays the uncached policy on the same seeds and noise.
         video: number of episodes recorded.
         parallel: episodes in one policy call.
+        processes: that the environments run in; null for one per core, at most 8.
         latency_calls: timed batch-1 calls of each, cached and uncached in turn.
         error_observations: observations of the action error.
         device: ``cpu`` or ``cuda``.
@@ -146,6 +149,7 @@ class EvalConfig:
     compare: str | None
     video: int
     parallel: int
+    processes: int | None
     latency_calls: int
     error_observations: int
     device: str

@@ -15,7 +15,7 @@ from envs.demos.push_t import PUSH_T_DEMOS, read_push_t
 from envs.demos.windows import window_index
 from envs.push_t import PushTEnv
 from envs.robomimic_tasks import TASKS, is_absolute
-from envs.rollout import Env
+from envs.stage import Env
 
 HELD_OUT_SEED = 1_000_003
 """Draws the observations that errors are judged on; calibration takes others (``calibrate.seed``)."""

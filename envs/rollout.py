@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from itertools import islice
+from typing import Protocol
 
-import gymnasium
 import numpy as np
 
 from envs.errors import EnvError
-
-Env = gymnasium.Env[dict[str, Any], np.ndarray]
-"""What ``rollout`` plays in: observations are dicts of arrays, actions arrays."""
+from envs.stage import Env, Episode, Start, open_stage
 
 
 class ChunkPredictor(Protocol):
@@ -34,36 +32,13 @@ class ChunkPredictor(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Episode:
-    """One finished episode.
-
-    Attributes:
-        seed: what the environment was reset with.
-        score: the highest reward of the episode.
-        success: the environment called a step a success (``is_success`` in its info, else ``terminated``).
-        rewards: one per control step.
-        frames: uint8[H, W, 3] each, the first before the first step; empty unless recorded.
-    """
-
-    seed: int
-    score: float
-    success: bool
-    rewards: tuple[float, ...]
-    frames: tuple[np.ndarray, ...] = field(default=(), compare=False, repr=False)
-
-    @property
-    def steps(self) -> int:
-        """Number of control steps."""
-        return len(self.rewards)
-
-
 def rollout(
     make_env: Callable[[], Env],
     predictor: ChunkPredictor,
     seeds: Sequence[int],
     *,
     parallel: int = 50,
+    processes: int = 1,
     record: Collection[int] = (),
     on_episode: Callable[[Episode], None] | None = None,
 ) -> list[Episode]:
@@ -79,86 +54,65 @@ def rollout(
         make_env: builds one environment with dict observations; called up to ``parallel`` times.
         predictor: chooses the actions; one call per round, a row per running episode.
         seeds: the episodes, as the environment's ``reset`` takes them.
-        parallel: episodes that run side by side in this process, at least 1.
+        parallel: episodes that run side by side, at least 1.
+        processes: that they run in, at least 1; see ``envs.stage.open_stage``. Episodes are the same with any number.
         record: seeds whose frames are kept; the environment then needs ``render`` to give rgb arrays.
         on_episode: called with each episode when it ends, in that order.
 
     Raises:
         EnvError: an argument is out of its range, or the predictor's actions are misshapen or not finite.
     """
-    if parallel < 1 or predictor.observation_steps < 1:
+    if min(parallel, processes, predictor.observation_steps) < 1:
         raise EnvError(
-            "rollout: expected parallel and observation_steps of at least 1, got "
-            f"{parallel} and {predictor.observation_steps}; raise them."
+            "rollout: expected parallel, processes and observation_steps of at least 1, got "
+            f"{parallel}, {processes} and {predictor.observation_steps}; raise them."
         )
+    if not seeds:
+        return []
     episodes: dict[int, Episode] = {}
     waiting = deque(enumerate(seeds))
+    slots = min(parallel, len(seeds))
+    with closing(open_stage(make_env, slots, predictor.observation_steps, processes)) as stage:
 
-    def begin(env: Env) -> _Running:
-        order, seed = waiting.popleft()
-        return _Running(env, order, seed, predictor.observation_steps, filmed=seed in record)
+        def begin(free: Iterable[int]) -> dict[int, _Row]:
+            rows = {slot: _Row(*waiting.popleft()) for slot in islice(free, len(waiting))}
+            views = stage.play({slot: Start(row.seed, row.seed in record) for slot, row in rows.items()})
+            for slot, view in views.items():
+                rows[slot].history = view.history
+            return rows
 
-    with ExitStack() as stack:
-        envs = [stack.enter_context(closing(make_env())) for _ in range(min(parallel, len(seeds)))]
-        running = [begin(env) for env in envs]
+        running = begin(range(slots))
         while running:
-            for row, chunk in zip(running, _chunks(predictor, running), strict=True):
-                row.execute(chunk)
-                if row.done:
-                    episodes[row.order] = row.episode()
+            chunks = _chunks(predictor, list(running.values()), stage.action_shape)
+            views = stage.play(dict(zip(running, chunks, strict=True)))
+            over = []
+            for slot, row in running.items():
+                row.chunks, row.history, episode = row.chunks + 1, views[slot].history, views[slot].episode
+                if episode is not None:
+                    over.append(slot)
+                    episodes[row.order] = episode
                     if on_episode is not None:
-                        on_episode(episodes[row.order])
-            running = [begin(row.env) if row.done else row for row in running if waiting or not row.done]
+                        on_episode(episode)
+            begun = begin(over)
+            running = {slot: begun.get(slot, row) for slot, row in running.items() if slot in begun or slot not in over}
     return [episodes[order] for order in range(len(seeds))]
 
 
-class _Running:
-    """An episode under way in one environment."""
+@dataclass
+class _Row:
+    """An episode under way: its place among the seeds, the chunks it took and its history, key -> [To, ...]."""
 
-    def __init__(self, env: Env, order: int, seed: int, observation_steps: int, *, filmed: bool) -> None:
-        self.env, self.order, self.seed, self.chunks, self.done = env, order, seed, 0, False
-        self._success = False
-        self._filmed = filmed
-        self._rewards: list[float] = []
-        self._frames: list[np.ndarray] = []
-        observation, _ = env.reset(seed=seed)
-        self.history = deque([observation] * observation_steps, maxlen=observation_steps)
-        self._film()
-
-    def execute(self, chunk: np.ndarray) -> None:
-        """Step through float[Ta, Da] until it or the episode ends."""
-        self.chunks += 1
-        for action in chunk:
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            self.history.append(observation)
-            self._rewards.append(float(reward))
-            self._success |= bool(info.get("is_success", terminated))
-            self._film()
-            self.done = terminated or truncated
-            if self.done:
-                return
-
-    def episode(self) -> Episode:
-        return Episode(self.seed, max(self._rewards), self._success, tuple(self._rewards), tuple(self._frames))
-
-    def _film(self) -> None:
-        if not self._filmed:
-            return
-        frame = self.env.render()
-        if not isinstance(frame, np.ndarray):
-            raise EnvError(
-                f"rollout, episode {self.seed}: expected render() to give an array, got {type(frame).__name__}; "
-                "make the environment with render_mode 'rgb_array' or record nothing."
-            )
-        self._frames.append(frame)
+    order: int
+    seed: int
+    chunks: int = 0
+    history: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-def _chunks(predictor: ChunkPredictor, running: Sequence[_Running]) -> np.ndarray:
+def _chunks(predictor: ChunkPredictor, rows: Sequence[_Row], action_shape: tuple[int, ...]) -> np.ndarray:
     """Return float[B, Ta, Da] for the running episodes by one prediction."""
-    keys = running[0].history[-1]
-    observation = {key: np.stack([[seen[key] for seen in row.history] for row in running]) for key in keys}
-    actions = np.asarray(predictor.predict(observation, [(row.seed, row.chunks) for row in running]))
-    batch, action_shape = len(running), running[0].env.action_space.shape or ()
+    observation = {key: np.stack([row.history[key] for row in rows]) for key in rows[0].history}
+    actions = np.asarray(predictor.predict(observation, [(row.seed, row.chunks) for row in rows]))
+    batch = len(rows)
     if actions.ndim != 3 or (len(actions), actions.shape[2:]) != (batch, action_shape) or not actions.shape[1]:
         raise EnvError(
             f"rollout: expected actions [{batch}, at least 1, {action_shape}], got {actions.shape}; "
@@ -168,7 +122,7 @@ def _chunks(predictor: ChunkPredictor, running: Sequence[_Running]) -> np.ndarra
     if not finite.all():
         raise EnvError(
             f"rollout: expected finite actions, got NaN or infinity for seeds "
-            f"{[row.seed for row, good in zip(running, finite, strict=True) if not good]}; "
+            f"{[row.seed for row, good in zip(rows, finite, strict=True) if not good]}; "
             "check the policy's weights and its observations."
         )
     return actions

@@ -1,4 +1,4 @@
-"""Limits normaliser: each channel's demonstration range maps to [-1, 1] (diffusion_policy, mode ``limits``)."""
+"""Limits normaliser: each channel's demonstration range maps into [-1, 1] (diffusion_policy, mode ``limits``)."""
 
 from __future__ import annotations
 
@@ -50,12 +50,15 @@ class LimitsNormalizer:
             )
 
     @classmethod
-    def fit(cls, values: np.ndarray, name: str) -> Self:
+    def fit(cls, values: np.ndarray, name: str, least_range: float = 0.0) -> Self:
         """Fit on ``values`` float[N, C].
 
         Args:
             values: all demonstration frames of one modality.
             name: what the channels are; used in the error text.
+            least_range: what a channel's range counts at least, as a share of the widest channel's, in [0, 1]. A hand
+                that points down hardly turns about two axes: stretched to [-1, 1], its noise would be all a network
+                sees of them. 0 is the original's mode ``limits``; 1 scales all alike, as its robomimic normaliser does.
 
         Raises:
             InvalidInput: a value is not finite, or a channel is constant. The original maps constant channels to 0,
@@ -81,8 +84,11 @@ class LimitsNormalizer:
                     mend="drop them from the task's observation keys",
                 )
             )
-        scale = torch.from_numpy(2.0 / (highest - lowest))
-        return cls(scale, -1.0 - scale * torch.from_numpy(lowest))
+        ranges = np.maximum(highest - lowest, np.float32(least_range) * (highest - lowest).max())
+        scale = torch.from_numpy(2.0 / ranges)
+        # A widened range reaches as far below the demonstrations as above them.
+        begin = lowest - (ranges - (highest - lowest)) / 2
+        return cls(scale, -1.0 - scale * torch.from_numpy(begin))
 
     @property
     def channels(self) -> int:

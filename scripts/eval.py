@@ -26,7 +26,7 @@ from bac.statistics import bootstrap_mean
 from configs.entry import script
 from configs.schema import EvalConfig
 from configs.tasks import HELD_OUT_SEED, demonstrations
-from envs.rollout import Episode
+from envs.stage import Episode
 from policies.evaluation import action_errors, latency_and_flops
 from policies.loading import load_policy, locate_checkpoint, make_schedule
 
@@ -51,7 +51,7 @@ def main(config: EvalConfig, folder: Path) -> None:
 
     first = config.task.seed if config.seed is None else config.seed
     seeds = range(first, first + config.episodes)
-    playing = partial(play, config.task, seeds=seeds, parallel=config.parallel)
+    playing = partial(play, config.task, seeds=seeds, parallel=config.parallel, processes=config.processes)
     episodes = playing(policy=cached, record=config.video, title="play cached")
     results = {"task": config.task.name, "episodes": len(episodes), "seed": episodes[0].seed, **scores(episodes)}
     if config.compare:

@@ -10,15 +10,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from studies.episodes import play
 from tqdm import tqdm
 
 from bac.pictures import save_figure
 from bac.results import run_provenance, write_results
 from configs.entry import script
 from configs.schema import TrainConfig
-from configs.tasks import demonstrations, environment
+from configs.tasks import demonstrations
 from envs.demos.windows import window_index
-from envs.rollout import rollout
 from policies.base import PolicySpec
 from policies.checkpoint import PolicyCheckpoint, load_checkpoint, save_checkpoint
 from policies.diffusion_policy import DiffusionPolicy
@@ -37,7 +37,11 @@ def main(config: TrainConfig, folder: Path) -> None:
     spec = config.policy.build(config.task)
     demos = demonstrations(config.task, config.demonstrations)
     observations, actions = demos.joined(spec.observation), demos.actions
-    normalizers = LimitsNormalizer.fit(observations, "observation"), LimitsNormalizer.fit(actions, "action")
+    least_range = config.task.least_range
+    normalizers = (
+        LimitsNormalizer.fit(observations, "observation", least_range),
+        LimitsNormalizer.fit(actions, "action", least_range),
+    )
     windows = TrainingWindows(
         normalizers[0].normalize(torch.from_numpy(observations)),
         normalizers[1].normalize(torch.from_numpy(actions)),
@@ -97,7 +101,8 @@ def _train(config: TrainConfig, trainer: Trainer, snapshot: Callable[[], PolicyC
 def _score(config: TrainConfig, checkpoint: PolicyCheckpoint) -> float:
     policy = DiffusionPolicy(checkpoint, config.sampler.build(checkpoint.spec.process))
     seeds = range(UNPUBLISHED_SEED, UNPUBLISHED_SEED + config.rollout.episodes)
-    return float(np.mean([episode.score for episode in rollout(environment(config.task), policy, seeds)]))
+    episodes = play(config.task, policy, seeds, title="rollout")
+    return float(np.mean([episode.score for episode in episodes]))
 
 
 def _checkpoint(

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -21,6 +17,7 @@ import numpy as np
 from envs.demos.experts import CLOSE, OPEN, Expert, require_expert
 from envs.demos.robomimic import RecordedEpisode, write_robomimic
 from envs.errors import DemonstrationError
+from envs.processes import spawned
 from envs.robomimic import RobomimicEnv, env_args
 from envs.robomimic_package import ROBOSUITE_VERSION
 from envs.robomimic_tasks import IMAGE, robomimic_task
@@ -223,28 +220,13 @@ def _attempts(
     with ExitStack() as stack:
         side_by_side: Callable[..., Iterator[bool]] = map
         if processes > 1:
-            # Spawned, for a fork would share the parent's graphics and threads.
-            context = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
-            side_by_side = stack.enter_context(pool).map
+            side_by_side = stack.enter_context(spawned(processes)).map
         while True:
             # As many as are missing: no attempt is wasted when all succeed.
             batch = [next(seeds) for _ in range(missing)]
             for seed, success in zip(batch, side_by_side(attempt, batch), strict=True):
                 missing -= success
                 yield seed, success
-
-
-def _end_with_parent() -> None:
-    """End this process once its parent is gone: a killed parent cannot tell it to."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
 
 
 _ENVIRONMENT: dict[Recorder, RobomimicEnv] = {}

@@ -1,4 +1,6 @@
+import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -8,7 +10,8 @@ from gymnasium.spaces import Box, Dict
 
 from envs.errors import EnvError
 from envs.push_t import PushTEnv
-from envs.rollout import Episode, rollout
+from envs.rollout import rollout
+from envs.stage import Episode
 
 
 class Counter(gymnasium.Env[dict[str, Any], np.ndarray]):
@@ -153,6 +156,53 @@ def test_push_t_results_do_not_depend_on_the_batch() -> None:
     assert [episode.steps for episode in together] == [30] * 5
 
 
+def test_push_t_results_do_not_depend_on_the_processes() -> None:
+    seeds = [100000, 100001, 100002, 100003, 100004]
+    here, elsewhere = (
+        rollout(partial(PushTEnv, max_steps=30), Noisy(), seeds, parallel=3, processes=processes, record={100001})
+        for processes in (1, 2)
+    )
+    assert here == elsewhere
+    assert [np.array_equal(ours.frames, theirs.frames) for ours, theirs in zip(here, elsewhere, strict=True)] == [
+        True
+    ] * 5
+    assert [len(episode.frames) for episode in elsewhere] == [0, 31, 0, 0, 0]
+
+
+def test_slots_are_dealt_out_and_refilled_in_several_processes_as_in_one() -> None:
+    predictors = Scripted(), Scripted()
+    one, three = (
+        rollout(Counter, predictor, [7, 2, 4, 5, 1, 3, 6], parallel=4, processes=processes)
+        for predictor, processes in zip(predictors, (1, 3), strict=True)
+    )
+    assert one == three
+    assert predictors[0].keys == predictors[1].keys
+
+
+class Deadly(Counter):
+    """Takes its process with it at the second step."""
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        if self.step_number == 1:
+            os._exit(3)
+        return super().step(action)
+
+
+def test_a_process_that_ends_refuses() -> None:
+    with pytest.raises(EnvError, match=r"^rollout: expected its environment processes to live, got one that ended"):
+        rollout(Deadly, Scripted(), [4, 5], processes=2)
+
+
+class Broken(Counter):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        raise EnvError("the table is upside down")
+
+
+def test_a_refusal_in_another_process_arrives_as_it_is() -> None:
+    with pytest.raises(EnvError, match=r"^the table is upside down$"):
+        rollout(Broken, Scripted(), [4, 5], processes=2)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_actions_that_are_not_finite_refuse_and_name_the_seed(bad: float) -> None:
     with pytest.raises(
@@ -177,5 +227,7 @@ def test_recording_without_rgb_frames_refuses() -> None:
 
 
 def test_nothing_in_parallel_refuses() -> None:
-    with pytest.raises(EnvError, match=r"^rollout: expected parallel and observation_steps of at least 1, got 0 and 2"):
+    with pytest.raises(EnvError, match=r"^rollout: expected parallel, processes and .* of at least 1, got 0, 1 and 2"):
         rollout(Counter, Scripted(), [1], parallel=0)
+    with pytest.raises(EnvError, match=r"got 50, 0 and 2"):
+        rollout(Counter, Scripted(), [1], processes=0)

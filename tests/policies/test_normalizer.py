@@ -20,6 +20,13 @@ def test_unnormalize_inverts_normalize() -> None:
     torch.testing.assert_close(normalizer.unnormalize(normalizer.normalize(values)), values, rtol=1e-5, atol=1e-4)
 
 
+def test_a_channel_counts_as_at_least_a_share_of_the_widest_about_its_own_middle() -> None:
+    data = np.array([[0.0, 4.9, 3.0], [10.0, 5.1, 1.0]], dtype=np.float32)
+    normalized = LimitsNormalizer.fit(data, "action", least_range=0.1).normalize(torch.from_numpy(data))
+    # Ranges 10, 0.2 -> 1, 2.
+    torch.testing.assert_close(normalized, torch.tensor([[-1.0, -0.2, 1.0], [1.0, 0.2, -1.0]]), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_demonstrations_that_are_not_finite_refuse(bad: float) -> None:
     data = DATA.copy()

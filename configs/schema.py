@@ -252,7 +252,7 @@ class TrainConfig:
     """``scripts/train.py``: train a policy on a task's demonstrations.
 
     Attributes:
-        demonstrations: a zarr store or robomimic file; null takes the committed one, or what ``make_demos`` wrote.
+        demonstrations: a zarr store or robomimic file; null takes the committed one.
         output: folder of training state, log, curve and checkpoint; a run found there is resumed.
         save_every: optimiser steps between saved states.
         seed: of everything random.

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from bac.errors import InvalidInput, sentence
 from configs.schema import TaskConfig
 from envs.demos.push_t import PUSH_T_DEMOS, read_push_t
+from envs.demos.robomimic_store import LowDimDemonstrations, read_store, store_of
 from envs.demos.windows import window_index
 from envs.push_t import PushTEnv
 from envs.robomimic_tasks import TASKS, is_absolute
 from envs.stage import Env
+
+if TYPE_CHECKING:
+    from envs.demos.robomimic import RobomimicDemonstrations
 
 HELD_OUT_SEED = 1_000_003
 """Draws the observations that errors are judged on; calibration takes others (``calibrate.seed``)."""
@@ -80,7 +85,7 @@ def environment(task: TaskConfig) -> Callable[[], Env]:
 
 
 def demonstrations(task: TaskConfig, path: str | None = None) -> TaskDemonstrations:
-    """Read the task's demonstrations: unless ``path`` is given the committed ones, else what ``make_demos`` wrote."""
+    """Read the task's demonstrations, the committed ones unless ``path`` is given."""
     return _known(task, _DEMONSTRATIONS)(task, path)
 
 
@@ -103,10 +108,24 @@ def _robomimic(task: TaskConfig) -> Env:
 
 def _robomimic_demonstrations(task: TaskConfig, path: str | None) -> TaskDemonstrations:
     absolute = is_absolute(task.name, task.action_dim)
-    from envs.demos.robomimic import read_robomimic
+    source = store_of(task.name) if path is None else Path(path)
+    if path is None and not source.exists():
+        raise InvalidInput(
+            sentence(
+                f"demonstrations of {task.name}",
+                expected="a path, for none come with this package",
+                got="null",
+                mend="give demonstrations=PATH of its published or recorded robomimic file",
+            )
+        )
+    read: LowDimDemonstrations | RobomimicDemonstrations
+    if source.suffix == ".hdf5":
+        # Here, for a store is read without robomimic's packages.
+        from envs.demos.robomimic import read_robomimic
 
-    file = f"outputs/demos/{task.name}/low_dim.hdf5" if path is None else path
-    read = read_robomimic(file, task.name, absolute=absolute, keys=tuple(task.observation))
+        read = read_robomimic(source, task.name, absolute=absolute, keys=tuple(task.observation))
+    else:
+        read = read_store(source, task.name, absolute=absolute)
     return TaskDemonstrations(read.observations, read.actions, read.episode_ends)
 
 

@@ -144,22 +144,32 @@ def test_robomimic_task_config_is_the_published_one(name: str) -> None:
 
 
 @pytest.mark.sim
-def test_robomimic_task_builds_by_its_action_dim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_robomimic_task_builds_by_its_action_dim() -> None:
     pytest.importorskip("robosuite", reason="pip install -e '.[robomimic]'")
     for action_dim in (10, 7):
         task = _compose("eval", "task=lift", f"task.action_dim={action_dim}", "task.max_steps=3").task
         env = environment(task)()
         assert env.action_space.shape == (action_dim,)
         assert (env.max_steps, list(env.reset(seed=0)[0])) == (3, list(task.observation))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        EnvError, match=r"expected a robomimic file at outputs/demos/lift/low_dim\.hdf5, got nothing; .*make_demos"
-    ):
-        demonstrations(task)
     task.action_dim = 8
     for entry in (lambda: environment(task)(), lambda: demonstrations(task)):
         with pytest.raises(EnvError, match=r"lift actions: expected 10 channels \(absolute\) or 7 \(delta\), got 8"):
             entry()
+
+
+def test_a_task_without_committed_demonstrations_asks_for_a_path() -> None:
+    with pytest.raises(InvalidInput, match=r"demonstrations of tool_hang: expected a path, .*give demonstrations=PATH"):
+        demonstrations(_compose("eval", "task=tool_hang").task)
+
+
+@pytest.mark.parametrize("name", ["lift", "can", "square"])
+def test_committed_robomimic_demonstrations_fit_their_task_in_both_kinds_of_actions(name: str) -> None:
+    for action_dim in (10, 7):
+        task = _compose("eval", f"task={name}", f"task.action_dim={action_dim}").task
+        demos = demonstrations(task)
+        assert demos.actions.shape[1] == action_dim
+        assert len(demos.episode_ends) == 200
+        assert {key: values.shape[1] for key, values in demos.observations.items()} == task.observation
 
 
 def test_unknown_task_name_refuses() -> None:

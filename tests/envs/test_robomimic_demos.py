@@ -19,6 +19,7 @@ from envs.actions import controller_from_policy, policy_from_controller
 from envs.demos.experts import Expert
 from envs.demos.recording import Recorder, make_demonstrations
 from envs.demos.robomimic import RecordedEpisode, RobomimicDemonstrations, read_robomimic, write_robomimic
+from envs.demos.robomimic_store import main, read_store
 from envs.errors import DemonstrationError, EnvError
 from envs.robomimic import RobomimicEnv
 from envs.robomimic_tasks import TASKS
@@ -36,6 +37,20 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_demonstrations(Recorder("lift", disturbed=1), path, episodes=EPISODES, first_seed=0)
     assert [each.name for each in path.parent.iterdir()] == [path.name]
     return path
+
+
+def test_a_store_holds_what_its_file_holds(recorded: Path, tmp_path: Path) -> None:
+    main(["lift", str(recorded), str(tmp_path / "lift.zarr.zip")])
+    for absolute in (True, False):
+        copy, read = (
+            read_store(tmp_path / "lift.zarr.zip", "lift", absolute=absolute),
+            read_robomimic(recorded, "lift", absolute=absolute),
+        )
+        assert copy.observations.keys() == read.observations.keys()
+        for key, values in read.observations.items():
+            np.testing.assert_array_equal(copy.observations[key], values)
+        np.testing.assert_array_equal(copy.actions, read.actions)
+        np.testing.assert_array_equal(copy.episode_ends, read.episode_ends)
 
 
 def replay(env: RobomimicEnv, demos: RobomimicDemonstrations, episode: int) -> tuple[bool, float]:

@@ -316,8 +316,8 @@ class CompareConfig:
     """``scripts/compare.py``: put evaluations of the same episodes side by side.
 
     Attributes:
-        reference: results folder of the run the others are compared to, usually ``cache=none``.
-        runs: results folders of the others.
+        reference: results folder, or its JSON, of the run the others are compared to, usually ``cache=none``.
+        runs: the same of the others.
     """
 
     reference: str

@@ -20,7 +20,10 @@ from configs.entry import script
 from configs.schema import CompareConfig
 
 RESULTS_FILE = "results.json"
-_COLUMNS = ("run", "GFLOPs", "action error", "score", "difference, paired", "success", "p50 ms", "against own uncached")
+_COLUMNS = (
+    "run", "GFLOPs", "action error", "score", "difference, paired", "success", "p50 ms", "Hz at p99",
+    "against own uncached",
+)  # fmt: skip
 
 
 def main(config: CompareConfig, folder: Path) -> None:
@@ -37,12 +40,12 @@ def main(config: CompareConfig, folder: Path) -> None:
     print(f"{reference['episodes']} episodes from seed {reference['seed']}\n\n{table}\nresults in {folder}")
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / RESULTS_FILE
+def _read(run: Path) -> dict[str, Any]:
+    path = run if run.suffix == ".json" else run / RESULTS_FILE
     if not path.is_file():
         raise MissingArtefact(
             sentence(
-                "evaluation", expected=f"a file {path}", got="none", mend="give folders that scripts/eval.py wrote"
+                "evaluation", expected=f"a file {path}", got="none", mend="give what scripts/eval.py wrote, folder or JSON"
             )
         )
     results: dict[str, Any] = json.loads(path.read_text())
@@ -77,6 +80,7 @@ def _row(run: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
         "score_difference": {"mean": difference.mean, "low": difference.low, "high": difference.high},
         "success": run["success"],
         "p50_ms": run["latency_ms"]["cached"]["p50"],
+        "control_rate_hz": run["control_rate_hz"]["cached"],
         "speedup": run["speedup"],
         "commit": run["provenance"]["commit"],
         "command": run["provenance"]["command"],
@@ -111,6 +115,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**difference),
         f"{row['success']['mean']:.2f}",
         f"{row['p50_ms']:.0f}",
+        f"{row['control_rate_hz']:.1f}",
         f"{row['speedup']:.1f}x",
     )
 

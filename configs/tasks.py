@@ -9,13 +9,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from bac.errors import InvalidInput, sentence
+from bac.errors import InvalidInput, Mismatch, sentence
 from configs.schema import TaskConfig
 from envs.demos.push_t import PUSH_T_DEMOS, read_push_t
 from envs.demos.windows import window_index
 from envs.push_t import PushTEnv
 from envs.robomimic_tasks import TASKS, is_absolute
 from envs.rollout import Env
+from policies.base import PolicySpec
 
 HELD_OUT_SEED = 1_000_003
 """Draws the observations that errors are judged on; calibration takes others (``calibrate.seed``)."""
@@ -82,6 +83,26 @@ def environment(task: TaskConfig) -> Callable[[], Env]:
 def demonstrations(task: TaskConfig, path: str | None = None) -> TaskDemonstrations:
     """Read the task's demonstrations: unless ``path`` is given the committed ones, else what ``make_demos`` wrote."""
     return _known(task, _DEMONSTRATIONS)(task, path)
+
+
+def require_task(task: TaskConfig, policy: PolicySpec) -> None:
+    """Refuse a policy that cannot play the task.
+
+    Raises:
+        Mismatch: it is of another task, sees other observations or gives other actions.
+    """
+    action_dim = policy.network.action_dim
+    if policy.task != task.name:
+        expected, got, mend = f"task {task.name}", policy.task, f"play it with task={policy.task}"
+    elif dict(policy.observation) != dict(task.observation):
+        expected, got = f"observations {dict(task.observation)}", str(dict(policy.observation))
+        mend = "change task.observation to these if the environment has them"
+    elif action_dim != task.action_dim:
+        expected, got = f"{task.action_dim} channels of action", str(action_dim)
+        mend = f"set task.action_dim={action_dim}, which for robomimic's tasks chooses absolute or delta actions"
+    else:
+        return
+    raise Mismatch(sentence(f"policy for task={task.name}", expected=expected, got=got, mend=mend))
 
 
 def _push_t(task: TaskConfig) -> Env:

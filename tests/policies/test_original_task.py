@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from bac.errors import BacError, CorruptArtefact, InvalidInput, Mismatch
 from policies.loading import import_original, load_policy
 from policies.original_checkpoint import read_original_checkpoint
-from policies.original_task import OriginalTask
+from policies.original_config import OriginalConfig
+from policies.original_task import OriginalTask, original_task
 from tests.policies.original_payloads import changed, network, original_payload, save
 
 HAND = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
@@ -35,6 +36,18 @@ def test_checkpoint_becomes_a_policy_of_its_task(
     assert policy.artefacts == tmp_path / "latest.ckpt.calibration" / "ema"
     seen = {key: np.full((3, 2, size), 0.1, dtype=np.float32) for key, size in observation.items()}
     assert policy.predict(seen).shape == (3, 4, action_dim)
+
+
+def test_two_arms_are_counted() -> None:
+    keys = ["object", *(f"robot{arm}_{part}" for arm in range(2) for part in ("eef_pos", "eef_quat", "gripper_qpos"))]
+    runner = {"_target_": "diffusion_policy.env_runner.robomimic_lowdim_runner.RobomimicLowdimRunner"}
+    task = {"task_name": "transport", "obs_keys": keys, "abs_action": True, "env_runner": runner}
+    config = OriginalConfig(Path("x.ckpt"), {"task": task})
+    read = original_task(config, observation_dim=59, action_dim=20)
+    assert read is not None
+    assert list(read.observation.items()) == list(zip(keys, [41, 3, 4, 2, 3, 4, 2], strict=True))
+    with pytest.raises(Mismatch, match=r"expected 20 channels of action, as cfg\.task\.abs_action=True means, got 14"):
+        original_task(config, observation_dim=59, action_dim=14)
 
 
 def test_actions_come_out_in_the_units_of_the_checkpoint(tmp_path: Path) -> None:

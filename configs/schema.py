@@ -122,11 +122,41 @@ class ExecutorConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class CalibrationConfig:
+    """What calibration measures.
+
+    Attributes:
+        observations: calibration observations, each from another place in the demonstrations.
+        batch: observations in one policy call; memory grows with it.
+        seed: of the choice of observations and of the noise.
+        sensitivity_observations: how many of them also measure the sensitivity of steps; 0 for none.
+        trial_observations: how many of them judge the trials of ``cache=search``.
+        router_observations: how many of them train the router of ``cache=harmonica``.
+        router_batch: observations in one rollout of the router.
+        router_iterations: rollouts, with one step of the router's optimiser after each.
+        router_penalty: weight of the gates' share of the FLOPs against the squared action error (normalised units).
+    """
+
+    observations: int
+    batch: int
+    seed: int
+    sensitivity_observations: int
+    trial_observations: int
+    router_observations: int
+    router_batch: int
+    router_iterations: int
+    router_penalty: float
+
+
+@dataclass(kw_only=True, slots=True)
 class EvalConfig:
     """``scripts/eval.py``: play a task with a cached policy and say what it cost and what it scored.
 
     Attributes:
-        checkpoint: path of a checkpoint; null takes the task's shipped policy.
+        checkpoint: path of a checkpoint, ours or an original ``.ckpt``; null takes the task's shipped policy.
+        weights: of an original checkpoint, ``ema`` or ``raw``; null takes those that the original evaluates.
+        demonstrations: a zarr store or robomimic file; null takes the committed one.
+        calibration: how a checkpoint given by its path is calibrated when it is first used with a method.
         episodes: episodes to play, seeds ``seed``, ``seed + 1``, ...
         seed: first seed; null takes the task's published one.
         compare: ``none`` also plays the uncached policy on the same seeds and noise.
@@ -143,7 +173,10 @@ class EvalConfig:
     cache: Any
     sampler: Any
     executor: ExecutorConfig
+    calibration: CalibrationConfig
     checkpoint: str | None
+    weights: str | None
+    demonstrations: str | None
     episodes: int
     seed: int | None
     compare: str | None
@@ -161,7 +194,9 @@ class ExportConfig:
     """``scripts/export.py``: write a cached policy as one ONNX graph.
 
     Attributes:
-        checkpoint: path of a checkpoint; null takes the task's shipped policy.
+        checkpoint: path of a checkpoint, ours or an original ``.ckpt``; null takes the task's shipped policy.
+        weights: of an original checkpoint, ``ema`` or ``raw``; null takes those that the original evaluates.
+        demonstrations: a zarr store or robomimic file; null takes the committed one.
         check_observations: observations on which the written graph is compared with the eager executor.
     """
 
@@ -169,25 +204,20 @@ class ExportConfig:
     cache: Any
     sampler: Any
     checkpoint: str | None
+    weights: str | None
+    demonstrations: str | None
     check_observations: int
 
 
 @dataclass(kw_only=True, slots=True)
-class CalibrateConfig:
+class CalibrateConfig(CalibrationConfig):
     """``scripts/calibrate.py``: measure a feature profile and write the schedules made from it.
 
     Attributes:
-        checkpoint: path of a checkpoint; null takes the task's shipped policy.
+        checkpoint: path of a checkpoint, ours or an original ``.ckpt``; null takes the task's shipped policy.
+        weights: of an original checkpoint, ``ema`` or ``raw``; null takes those that the original evaluates.
+        demonstrations: a zarr store or robomimic file; null takes the committed one.
         reuse: take the profile that an earlier run left and measure only what it lacks; false measures all anew.
-        observations: calibration observations, each from another place in the demonstrations.
-        batch: observations in one policy call; memory grows with it.
-        seed: of the choice of observations and of the noise.
-        sensitivity_observations: how many of them also measure the sensitivity of steps; 0 for none.
-        trial_observations: how many of them judge the trials of ``cache=search``.
-        router_observations: how many of them train the router of ``cache=harmonica``.
-        router_batch: observations in one rollout of the router.
-        router_iterations: rollouts, with one step of the router's optimiser after each.
-        router_penalty: weight of the gates' share of the FLOPs against the squared action error (normalised units).
         budgets: values of ``cache.updates`` (of ``cache.gflops`` for ``search``) to write schedules for, beside the
             configured one.
         device: ``cpu`` or ``cuda``.
@@ -198,16 +228,9 @@ class CalibrateConfig:
     cache: Any
     sampler: Any
     checkpoint: str | None
+    weights: str | None
+    demonstrations: str | None
     reuse: bool
-    observations: int
-    batch: int
-    seed: int
-    sensitivity_observations: int
-    trial_observations: int
-    router_observations: int
-    router_batch: int
-    router_iterations: int
-    router_penalty: float
     budgets: list[float]
     device: str
     threads: int | None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from bac.errors import InvalidInput, sentence
+from bac.errors import InvalidInput, Mismatch, sentence
 from configs.schema import TaskConfig
 from envs.demos.push_t import PUSH_T_DEMOS, read_push_t
 from envs.demos.robomimic_store import LowDimDemonstrations, read_store, store_of
@@ -18,6 +18,7 @@ from envs.demos.windows import window_index
 from envs.push_t import PushTEnv
 from envs.robomimic_tasks import TASKS, is_absolute
 from envs.stage import Env
+from policies.base import PolicySpec
 
 if TYPE_CHECKING:
     from envs.demos.robomimic import RobomimicDemonstrations
@@ -87,6 +88,26 @@ def environment(task: TaskConfig) -> Callable[[], Env]:
 def demonstrations(task: TaskConfig, path: str | None = None) -> TaskDemonstrations:
     """Read the task's demonstrations, the committed ones unless ``path`` is given."""
     return _known(task, _DEMONSTRATIONS)(task, path)
+
+
+def require_task(task: TaskConfig, policy: PolicySpec) -> None:
+    """Refuse a policy that cannot play the task.
+
+    Raises:
+        Mismatch: it is of another task, sees other observations or gives other actions.
+    """
+    action_dim = policy.network.action_dim
+    if policy.task != task.name:
+        expected, got, mend = f"task {task.name}", policy.task, f"play it with task={policy.task}"
+    elif dict(policy.observation) != dict(task.observation):
+        expected, got = f"observations {dict(task.observation)}", str(dict(policy.observation))
+        mend = "change task.observation to these if the environment has them"
+    elif action_dim != task.action_dim:
+        expected, got = f"{task.action_dim} channels of action", str(action_dim)
+        mend = f"set task.action_dim={action_dim}, which for robomimic's tasks chooses absolute or delta actions"
+    else:
+        return
+    raise Mismatch(sentence(f"policy for task={task.name}", expected=expected, got=got, mend=mend))
 
 
 def _push_t(task: TaskConfig) -> Env:

@@ -30,7 +30,7 @@ class DiffusionPolicy:
         checkpoint: weights, normalisers and specification.
         sampler: denoising steps; by default DDPM over all training steps.
         denoiser: what runs them; by default the full plan, nothing cached.
-        schedules: folder of named schedules for ``bac.accelerate``.
+        artefacts: folder of what calibration kept for these weights, with ``profiles`` and ``schedules`` in it.
     """
 
     def __init__(
@@ -38,19 +38,24 @@ class DiffusionPolicy:
         checkpoint: PolicyCheckpoint,
         sampler: SamplerTable | None = None,
         denoiser: Executor | None = None,
-        schedules: Path | None = None,
+        artefacts: Path | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.sampler = ddpm(checkpoint.spec.process) if sampler is None else sampler
         self.trunk = DiffusionTransformerTrunk(checkpoint.network)
         self.provenance = Provenance(checkpoint.digest, self.sampler.identity)
-        self.schedules = schedules
+        self.artefacts = artefacts
         self.denoiser = self._uncached() if denoiser is None else denoiser
 
     @property
     def spec(self) -> PolicySpec:
         """What the policy takes and gives."""
         return self.checkpoint.spec
+
+    @property
+    def schedules(self) -> Path | None:
+        """Folder of the named schedules of this sampler, for ``bac.accelerate``."""
+        return None if self.artefacts is None else self.artefacts / "schedules" / self.sampler.name
 
     @property
     def observation_steps(self) -> int:
@@ -64,7 +69,7 @@ class DiffusionPolicy:
 
     def with_denoiser(self, denoiser: Executor) -> Self:
         """Return the same policy over another denoiser."""
-        return type(self)(self.checkpoint, self.sampler, denoiser, self.schedules)
+        return type(self)(self.checkpoint, self.sampler, denoiser, self.artefacts)
 
     def predict(
         self, observation: Mapping[str, np.ndarray], noise_keys: Sequence[tuple[int, int]] | None = None

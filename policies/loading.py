@@ -1,15 +1,14 @@
-"""Finding a policy: the ones that ship, by task name, or a checkpoint file of the user's."""
+"""Finding a policy: the ones that ship, by task name, or a checkpoint file of the user's, ours or an original one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from bac.errors import InvalidInput, MissingArtefact, sentence
+from bac.errors import InvalidInput, Mismatch, MissingArtefact, sentence
 from bac.methods import Method, NoCache, Search, full_schedule
 from bac.profile import FeatureProfile
 from bac.sampler_table import SamplerTable
@@ -18,14 +17,14 @@ from policies.base import PolicySpec
 from policies.checkpoint import PolicyCheckpoint, load_checkpoint
 from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_transformer import DiffusionTransformer
-from policies.original_checkpoint import read_original_checkpoint
+from policies.original_checkpoint import OriginalCheckpoint, OriginalDiffusion, Weights, read_original_checkpoint
+from policies.original_task import OriginalTask
 from policies.samplers import DiffusionProcess, ddpm
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 ORIGINAL_SUFFIX = ".ckpt"
-
-Weights = Literal["ema", "raw"]
+CALIBRATION_SUFFIX = ".calibration"
 
 
 def load_policy(
@@ -33,22 +32,39 @@ def load_policy(
     *,
     sampler: Callable[[DiffusionProcess], SamplerTable] = ddpm,
     device: torch.device | str = "cpu",
+    weights: Weights | str | None = None,
 ) -> DiffusionPolicy:
     """Load a policy, uncached.
 
     Args:
-        source: the name of a task whose policy ships (``"push_t"``), or the path of one of our checkpoints.
+        source: the name of a task whose policy ships (``"push_t"``), or the path of a checkpoint: one of ours or a
+            ``.ckpt`` of the original diffusion_policy, which is read without trust.
         sampler: makes the sampler table from the diffusion process the network was trained on.
         device: where it runs.
+        weights: of an original checkpoint: ``ema``, ``raw``, or None for those that the original evaluates. What was
+            loaded is ``policy.checkpoint.training["weights"]``.
 
     Raises:
-        MissingArtefact: no such task or file.
+        MissingArtefact: no such task or file, or a file without the weights asked for.
         CorruptArtefact: the file cannot be read.
+        Mismatch: an original policy that is none of ours.
+        InvalidInput: weights of a checkpoint that has one set of them, a diffusion process or a task without a sampler
+            or an environment here.
     """
     path = locate_checkpoint(source)
-    checkpoint = load_checkpoint(path, device)
-    table = sampler(checkpoint.spec.process)
-    return DiffusionPolicy(checkpoint, table, schedules=schedule_folder(path, table))
+    if path.suffix == ORIGINAL_SUFFIX:
+        checkpoint = import_original(path, weights=weights, device=device)
+        # Several lie in one folder, each with two sets of weights.
+        artefacts = path.with_name(path.name + CALIBRATION_SUFFIX) / checkpoint.training["weights"]
+    elif weights is not None:
+        raise InvalidInput(
+            sentence(
+                "weights", expected="null for a checkpoint of ours", got=weights, mend="only an original .ckpt has two"
+            )
+        )
+    else:
+        checkpoint, artefacts = load_checkpoint(path, device), path.parent
+    return DiffusionPolicy(checkpoint, sampler(checkpoint.spec.process), artefacts=artefacts)
 
 
 def locate_checkpoint(source: str | Path) -> Path:
@@ -56,21 +72,11 @@ def locate_checkpoint(source: str | Path) -> Path:
 
     Raises:
         MissingArtefact: neither exists.
-        InvalidInput: it is a checkpoint of the original diffusion_policy, which must be converted first.
     """
     shipped = PRETRAINED / str(source) / CHECKPOINT_FILE
     if shipped.is_file():
         return shipped
     path = Path(source)
-    if path.suffix == ORIGINAL_SUFFIX:
-        raise InvalidInput(
-            sentence(
-                "checkpoint",
-                expected="one of ours (.safetensors)",
-                got=f"the original's {path.name}",
-                mend="convert it with scripts/import_checkpoint.py",
-            )
-        )
     if not path.is_file():
         tasks = sorted(file.parent.name for file in PRETRAINED.glob(f"*/{CHECKPOINT_FILE}"))
         raise MissingArtefact(
@@ -79,13 +85,18 @@ def locate_checkpoint(source: str | Path) -> Path:
     return path
 
 
-def profile_path(checkpoint: Path, sampler: SamplerTable) -> Path:
-    """Return where the feature profile of a checkpoint and sampler lies: beside the checkpoint."""
-    return checkpoint.parent / "profiles" / f"{sampler.name}.zarr.zip"
+def profile_path(policy: DiffusionPolicy) -> Path:
+    """Return where the feature profile of a loaded policy lies: beside the checkpoint, a file per sampler."""
+    return _of_a_file(policy.artefacts) / "profiles" / f"{policy.sampler.name}.zarr.zip"
 
 
-def make_schedule(method: Method, policy: DiffusionPolicy, checkpoint: Path) -> CacheSchedule:
-    """Return a method's schedule for a policy: the one calibration kept, else one from the profile.
+def schedule_path(policy: DiffusionPolicy, label: str) -> Path:
+    """Return where a schedule of a loaded policy lies: beside the checkpoint, in a folder per sampler."""
+    return _of_a_file(policy.schedules) / f"{label}.json"
+
+
+def make_schedule(method: Method, policy: DiffusionPolicy) -> CacheSchedule:
+    """Return a method's schedule for a loaded policy: the one calibration kept, else one from the profile.
 
     Both lie beside the checkpoint; ``none`` needs neither.
 
@@ -94,46 +105,96 @@ def make_schedule(method: Method, policy: DiffusionPolicy, checkpoint: Path) -> 
     """
     if isinstance(method, NoCache):
         return full_schedule(policy.trunk.blocks, policy.sampler.steps, policy.provenance)
-    if isinstance(method, Search):
-        kept = schedule_folder(checkpoint, policy.sampler) / f"{method.label}.json"
-        if kept.is_file() and (schedule := CacheSchedule.load(kept)).parameters == method.parameters:
-            return schedule
-    return method.schedule(FeatureProfile.load(profile_path(checkpoint, policy.sampler)))
+    kept = kept_schedule(method, policy) if isinstance(method, Search) else None
+    return method.schedule(FeatureProfile.load(profile_path(policy))) if kept is None else kept
 
 
-def schedule_folder(checkpoint: Path, sampler: SamplerTable) -> Path:
-    """Return where the named schedules of a checkpoint and sampler lie: beside the checkpoint."""
-    return checkpoint.parent / "schedules" / sampler.name
+def kept_schedule(method: Search, policy: DiffusionPolicy) -> CacheSchedule | None:
+    """Return the schedule that calibration found by trials with exactly these parameters; None if there is none."""
+    path = schedule_path(policy, method.label)
+    schedule = CacheSchedule.load(path) if path.is_file() else None
+    return schedule if schedule is not None and schedule.parameters == method.parameters else None
 
 
 def import_original(
-    path: str | Path, *, weights: Weights, task: str, observation: Mapping[str, int]
+    path: str | Path,
+    *,
+    weights: Weights | str | None,
+    task: OriginalTask | None = None,
+    device: torch.device | str = "cpu",
 ) -> PolicyCheckpoint:
-    """Convert a low-dim ``.ckpt`` of the original diffusion_policy; ``save_checkpoint`` makes it one of ours.
+    """Convert a ``.ckpt`` of the original diffusion_policy; ``save_checkpoint`` makes it one of ours.
 
     Args:
         path: the original file; read without trust.
-        weights: ``ema`` (what the original evaluates) or ``raw``.
-        task: the task it was trained for.
-        observation: key -> channels, in the order the observation was concatenated in training.
+        weights: ``ema``, ``raw``, or None for those that the original evaluates.
+        task: what it was trained for; None takes it from the file.
+        device: where the network shall lie.
 
     Raises:
-        InvalidInput: the observation does not fit, or the diffusion process is not one of ours.
+        MissingArtefact: no such file or weights.
+        CorruptArtefact: the file cannot be read.
+        Mismatch: the policy is none of ours, or the file says that it is of another task.
+        InvalidInput: the observation does not fit, the file's task is unknown and none is given, or the diffusion
+            process is not one of ours.
     """
     original = read_original_checkpoint(path, weights=weights)
-    diffusion = original.diffusion
-    ours = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon", "clip_sample": True}
-    stored = {name: getattr(diffusion, name) for name in ours}
-    if stored != ours:
-        raise InvalidInput(
-            sentence(f"diffusion of {path}", expected=ours, got=stored, mend="only this process has a sampler here")
-        )
-    process = DiffusionProcess(train_steps=diffusion.num_train_timesteps)
-    spec = PolicySpec(task, dict(observation), original.action_steps, original.network_config, process)
+    process = _process(path, original.diffusion)
+    known = _task(path, original, task)
+    spec = PolicySpec(known.name, dict(known.observation), original.action_steps, original.network_config, process)
     network = DiffusionTransformer(original.network_config)
     network.load_state_dict(original.network)
-    training = {"source": str(path), "weights": weights, "diffusion": asdict(diffusion)}
-    normalizers = original.normalizers
-    return PolicyCheckpoint(
-        spec, network.eval().requires_grad_(False), normalizers["obs"], normalizers["action"], training
-    )
+    training = {"source": str(path), "weights": str(original.weights), "diffusion": asdict(original.diffusion)}
+    observation, action = (original.normalizers[key].to(device) for key in ("obs", "action"))
+    return PolicyCheckpoint(spec, network.eval().requires_grad_(False).to(device), observation, action, training)
+
+
+def _of_a_file(folder: Path | None) -> Path:
+    if folder is None:
+        raise MissingArtefact(
+            sentence("policy", expected="one loaded from a file", got="one made in memory", mend="save and load it")
+        )
+    return folder
+
+
+def _process(path: str | Path, diffusion: OriginalDiffusion) -> DiffusionProcess:
+    ours: Mapping[str, tuple[object, ...]] = {
+        "beta_schedule": ("squaredcos_cap_v2",),
+        "prediction_type": ("epsilon",),
+        "clip_sample": (True,),
+        # Both draw with the same variance; None is DDIM's, which draws nothing.
+        "variance_type": ("fixed_small", "fixed_small_log", None),
+    }
+    other = {name: getattr(diffusion, name) for name, known in ours.items() if getattr(diffusion, name) not in known}
+    if other:
+        expected = {name: ours[name][0] for name in other}
+        raise InvalidInput(
+            sentence(f"diffusion of {path}", expected=expected, got=other, mend="only this process has a sampler here")
+        )
+    return DiffusionProcess(train_steps=diffusion.num_train_timesteps)
+
+
+def _task(path: str | Path, original: OriginalCheckpoint, given: OriginalTask | None) -> OriginalTask:
+    stated = original.task
+    if given is None:
+        if stated is None:
+            raise InvalidInput(
+                sentence(
+                    f"task of {path}",
+                    expected="Push-T or one of robomimic's in its configuration",
+                    got="another",
+                    mend="convert it with scripts/import_checkpoint.py and a task configuration of yours",
+                )
+            )
+        return stated
+    if stated is not None and (stated.name, dict(stated.observation)) != (given.name, dict(given.observation)):
+        raise Mismatch(
+            sentence(
+                f"checkpoint {path}",
+                expected=f"task {given.name} with {dict(given.observation)}",
+                got=f"{stated.name} with {dict(stated.observation)}",
+                mend=f"give task={stated.name}",
+            )
+        )
+    # The file knows the order in which training joined the keys.
+    return given if stated is None else stated

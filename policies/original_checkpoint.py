@@ -1,35 +1,36 @@
-"""Reads low-dim transformer checkpoints of ``real-stanford/diffusion_policy`` without its packages and without trust.
+"""Reads checkpoints of ``real-stanford/diffusion_policy`` without its packages and without trust.
 
 Such a ``.ckpt`` is torch's zip format, its ``data.pkl`` pickled by dill::
 
     archive/data.pkl   cfg          omegaconf DictConfig   -> plain nested dict, ``${a.b}`` resolved
-                       state_dicts  model, ema_model, ...  -> one of the two, chosen by the caller
+                       state_dicts  model, ema_model, ...  -> one of the two
                        pickles      dill bytes             -> dropped
     archive/data/<n>   storages                            -> read only for the tensors returned
 
-``policies/restricted_archive.py`` reads the file without running any of it; here is what its parts mean.
+``restricted_archive.py`` reads the file without running any of it, ``original_config.py`` answers for ``cfg``; here is
+what the tensors mean. ``_READERS`` says which policies are known; so far low-dim transformers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bac.errors import InvalidInput, Mismatch, MissingArtefact, sentence
+from bac.choices import choice
+from bac.errors import MissingArtefact, sentence
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from policies.normalizer import LimitsNormalizer
-from policies.restricted_archive import InertNode, TensorRef, TorchArchive, corrupt, open_records
+from policies.original_config import OriginalConfig
+from policies.original_task import OriginalTask, original_task
+from policies.restricted_archive import TensorRef, TorchArchive, corrupt, open_records
 
-_Kind = TypeVar("_Kind", int, float, str, bool)
-
-_STATE_DICTS = {"ema": "ema_model", "raw": "model"}
-_POLICY = "DiffusionTransformerLowdimPolicy"
 _NETWORK = "model."
 _MASKS = ("mask", "memory_mask")
 _NORMALIZER = "normalizer.params_dict."
@@ -55,8 +56,24 @@ _SWITCHES = {
     "policy.model.time_as_cond": True,
     "policy.model.causal_attn": True,
     "policy.model.n_cond_layers": 0,
+    "policy.predict_epsilon": True,
+    "policy.noise_scheduler.clip_sample_range": 1.0,
+    "policy.noise_scheduler.thresholding": False,
+    "policy.noise_scheduler.rescale_betas_zero_snr": False,
 }
-"""The only variant that our network is; one the configuration leaves out still shows in the weights' names."""
+"""The only variant that our network and samplers are; a network's that is left out still shows in its weights."""
+
+
+class Weights(StrEnum):
+    """The sets of weights in a checkpoint: averaged over training (exponential moving average), or as trained."""
+
+    EMA = "ema"
+    RAW = "raw"
+
+    @property
+    def key(self) -> str:
+        """Where they are in ``state_dicts``."""
+        return "ema_model" if self is Weights.EMA else "model"
 
 
 @dataclass(frozen=True)
@@ -94,6 +111,8 @@ class OriginalCheckpoint:
         network_config: sizes from the weights, heads and dropout from the configuration.
         action_steps: actions executed per chunk Ta, from the chunk's index To - 1 on.
         diffusion: the noise scheduler of the training.
+        weights: which of the two sets of weights ``network`` is.
+        task: what it was trained for; None if that is no task of ours.
     """
 
     config: Mapping[str, Any]
@@ -102,6 +121,8 @@ class OriginalCheckpoint:
     network_config: DiffusionTransformerConfig
     action_steps: int
     diffusion: OriginalDiffusion
+    weights: Weights
+    task: OriginalTask | None
 
     @property
     def horizon(self) -> int:
@@ -114,135 +135,79 @@ class OriginalCheckpoint:
         return self.network_config.observation_steps
 
 
-def read_original_checkpoint(path: Path | str, *, weights: Literal["ema", "raw"]) -> OriginalCheckpoint:
+def read_original_checkpoint(path: Path | str, *, weights: Weights | str | None) -> OriginalCheckpoint:
     """Read one policy out of a ``.ckpt``.
 
     Args:
         path: the file.
-        weights: ``ema`` for the averaged weights, which the original evaluates; ``raw`` for the trained ones.
+        weights: ``ema`` for the averaged weights, ``raw`` for the trained ones; None for those that the original
+            evaluates, the averaged ones unless the policy was trained without averaging.
 
     Raises:
         MissingArtefact: there is no such file, or it holds no such weights.
         CorruptArtefact: the file is truncated or foreign, names a global outside the known ones, lacks a value of the
             configuration, or holds weights that are not finite.
-        Mismatch: the network is another than ours, or weights and configuration disagree.
+        Mismatch: the policy is none of ours, or weights and configuration disagree.
         InvalidInput: ``weights``, the head count or the normaliser statistics are out of range.
     """
-    if weights not in _STATE_DICTS:
-        raise InvalidInput(sentence("weights to read", expected="ema or raw", got=weights, mend="choose one of them"))
+    wanted = None if weights is None else choice("weights", weights, Weights)
     path = Path(path)
     if not path.is_file():
         raise MissingArtefact(sentence(f"checkpoint {path}", expected="a file", got="none", mend="correct the path"))
     with open_records(path) as records:
-        return _read(TorchArchive(path, records), weights)
+        archive = TorchArchive(path, records)
+        payload = archive.payload()
+        config = OriginalConfig.of(path, payload.get("cfg"))
+        policy = config.needed("policy._target_", str).rpartition(".")[2]
+        if policy not in _READERS:
+            raise config.foreign(f"a policy among {sorted(_READERS)}", policy)
+        chosen = wanted or _evaluated_weights(config, payload["state_dicts"])
+        return _READERS[policy](archive, config, _policy_tensors(path, payload["state_dicts"], chosen), chosen)
 
 
-def _read(archive: TorchArchive, weights: str) -> OriginalCheckpoint:
-    path, payload = archive.path, archive.payload()
-    config = _plain_config(path, payload.get("cfg"))
-    _require_our_variant(path, config)
-    policy = _policy_tensors(path, payload["state_dicts"], weights)
+def _low_dim(
+    archive: TorchArchive, config: OriginalConfig, policy: Mapping[str, TensorRef], weights: Weights
+) -> OriginalCheckpoint:
+    config.require(_SWITCHES)
     refs = {name.removeprefix(_NETWORK): ref for name, ref in policy.items() if name.startswith(_NETWORK)}
-    network_config = _network_config(path, {name: ref.size for name, ref in refs.items()}, config)
-    _require_names(path, policy, network_config)
+    network_config = _network_config(config, {name: ref.size for name, ref in refs.items()})
+    _require_names(config, policy, network_config)
+    action_dim, observation_dim = network_config.action_dim, network_config.observation_dim
+    task = original_task(config, observation_dim=observation_dim, action_dim=action_dim)
     network = {name: archive.tensor(name, ref) for name, ref in refs.items()}
-    _require_values(path, network, network_config)
+    _require_values(config, network, network_config)
     return OriginalCheckpoint(
-        config=config,
+        config=config.values,
         network=network,
         normalizers={
-            "obs": _normalizer(archive, policy, "obs", network_config.observation_dim),
-            "action": _normalizer(archive, policy, "action", network_config.action_dim),
+            "obs": _normalizer(archive, config, policy, "obs", observation_dim),
+            "action": _normalizer(archive, config, policy, "action", action_dim),
         },
         network_config=network_config,
-        action_steps=_action_steps(path, config, network_config),
-        diffusion=_diffusion(path, config),
+        action_steps=_action_steps(config, network_config),
+        diffusion=_diffusion(config),
+        weights=weights,
+        task=task,
     )
 
 
-def _foreign(path: Path, expected: object, got: object) -> Mismatch:
-    mend = "use a checkpoint of the original's low-dim transformer policy"
-    return Mismatch(sentence(f"checkpoint {path}", expected=expected, got=got, mend=mend))
+_Reader = Callable[[TorchArchive, OriginalConfig, Mapping[str, TensorRef], Weights], OriginalCheckpoint]
+
+_READERS: Mapping[str, _Reader] = {"DiffusionTransformerLowdimPolicy": _low_dim}
+"""Class of the policy, the end of ``cfg.policy._target_`` -> what reads its tensors."""
 
 
-def _plain_config(path: Path, node: object) -> Mapping[str, Any]:
-    try:
-        written = _plain(node)
-        config = _resolve(written, written)
-    except (RecursionError, TypeError) as error:
-        raise corrupt(path, "cfg as an omegaconf tree of plain values", error) from error
-    if not isinstance(config, dict):
-        raise corrupt(path, "cfg as an omegaconf DictConfig", type(node).__name__)
-    return config
+def _evaluated_weights(config: OriginalConfig, state_dicts: Mapping[str, Any]) -> Weights:
+    averaged = Weights.EMA.key in state_dicts or config.stated("training.use_ema")
+    return Weights.EMA if averaged else Weights.RAW
 
 
-def _plain(node: object) -> Any:
-    if isinstance(node, InertNode):
-        return _plain(node.state.get("_content", node.state.get("_val")))
-    if isinstance(node, dict):
-        return {key: _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    if node is None or isinstance(node, str | int | float):
-        return node
-    raise TypeError(f"a {type(node).__name__}")
-
-
-_REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
-
-
-def _resolve(value: Any, root: Any, trail: tuple[str, ...] = ()) -> Any:
-    """Return ``value`` with references followed; one that leads nowhere or round in a circle stays as written."""
-    if isinstance(value, dict):
-        return {key: _resolve(item, root, trail) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_resolve(item, root, trail) for item in value]
-    reference = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
-    if reference is None or reference[1] in trail:
-        return value
-    trail = (*trail, reference[1])
-    node = root
-    for key in reference[1].split("."):
-        if isinstance(node, str):
-            node = _resolve(node, root, trail)
-        if not isinstance(node, dict) or key not in node:
-            return value
-        node = node[key]
-    return _resolve(node, root, trail)
-
-
-def _stated(config: Mapping[str, Any], where: str) -> Any:
-    """Return the value at a dotted path; None where it is absent or an unresolved reference."""
-    node: Any = config
-    for key in where.split("."):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return None if isinstance(node, str) and "${" in node else node
-
-
-def _needed(path: Path, config: Mapping[str, Any], where: str, kind: type[_Kind]) -> _Kind:
-    value = _stated(config, where)
-    # bool is an int, and YAML writes a round float as an int.
-    if type(value) is kind or (kind is float and type(value) is int):
-        return kind(value)
-    raise corrupt(path, f"cfg.{where} of type {kind.__name__}", repr(value))
-
-
-def _require_our_variant(path: Path, config: Mapping[str, Any]) -> None:
-    target = _needed(path, config, "policy._target_", str).rpartition(".")[2]
-    if target != _POLICY:
-        raise _foreign(path, _POLICY, target)
-    for where, ours in _SWITCHES.items():
-        stated = _stated(config, where)
-        if stated is not None and stated != ours:
-            raise _foreign(path, f"{where}={ours}", stated)
-
-
-def _policy_tensors(path: Path, state_dicts: Mapping[str, Any], weights: str) -> Mapping[str, TensorRef]:
-    key = _STATE_DICTS[weights]
+def _policy_tensors(path: Path, state_dicts: Mapping[str, Any], weights: Weights) -> Mapping[str, TensorRef]:
+    key = weights.key
     if key not in state_dicts:
-        other = "raw" if weights == "ema" else "ema"
+        other = Weights.RAW if weights is Weights.EMA else Weights.EMA
         held = sorted(map(str, state_dicts))
-        mend = f"read it with weights={other!r} or use another checkpoint"
+        mend = f"read it with weights={other} or use another checkpoint"
         raise MissingArtefact(sentence(f"checkpoint {path}", expected=f"state_dicts.{key}", got=held, mend=mend))
     policy = state_dicts[key]
     if not isinstance(policy, dict):
@@ -253,16 +218,14 @@ def _policy_tensors(path: Path, state_dicts: Mapping[str, Any], weights: str) ->
     return policy
 
 
-def _network_config(
-    path: Path, sizes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
-) -> DiffusionTransformerConfig:
+def _network_config(config: OriginalConfig, sizes: Mapping[str, tuple[int, ...]]) -> DiffusionTransformerConfig:
     try:
         width, action_dim = sizes["input_emb.weight"]
         _, horizon, _ = sizes["pos_emb"]
         _, condition_tokens, _ = sizes["cond_pos_emb"]
         _, observation_dim = sizes["cond_obs_emb.weight"]
     except (KeyError, ValueError) as error:
-        raise _foreign(path, "the weights of a transformer conditioned on observations", error) from error
+        raise config.foreign("the weights of a transformer conditioned on observations", error) from error
     told = DiffusionTransformerConfig(
         action_dim=action_dim,
         observation_dim=observation_dim,
@@ -270,44 +233,47 @@ def _network_config(
         observation_steps=condition_tokens - 1,
         # Counted, not the highest number: that would let a name decide how much is built.
         layers=len({name.split(".")[2] for name in sizes if re.match(r"decoder\.layers\.\d+\.", name)}),
-        heads=_needed(path, config, "policy.model.n_head", int),
+        heads=config.needed("policy.model.n_head", int),
         width=width,
-        attention_dropout=_needed(path, config, "policy.model.p_drop_attn", float),
+        attention_dropout=config.needed("policy.model.p_drop_attn", float),
     )
     for size, places in _SIZES.items():
-        for where in places:
-            stated = _stated(config, where)
-            if stated is not None and stated != getattr(told, size):
-                raise _foreign(path, f"cfg.{where}={getattr(told, size)}, as the weights have it", stated)
+        config.require(dict.fromkeys(places, getattr(told, size)), because=", as the weights have it")
     return told
 
 
-def _require_names(path: Path, policy: Mapping[str, TensorRef], config: DiffusionTransformerConfig) -> None:
+def _require_names(
+    config: OriginalConfig, policy: Mapping[str, TensorRef], network_config: DiffusionTransformerConfig
+) -> None:
     with torch.device("meta"):
-        ours = DiffusionTransformer(config).state_dict()
+        ours = DiffusionTransformer(network_config).state_dict()
     sizes = {_NETWORK + name: tuple(value.shape) for name, value in ours.items()}
     needed = {*sizes, *(f"{_NORMALIZER}{key}.{part}" for key in ("obs", "action") for part in ("scale", "offset"))}
     missing = sorted(needed - policy.keys())
     extra = sorted(name for name in policy.keys() - needed if not _BESIDES_NETWORK.fullmatch(name))
     if missing or extra:
-        raise _foreign(path, "the weight names of our network", f"missing {missing[:3]}, extra {extra[:3]}")
+        raise config.foreign("the weight names of our network", f"missing {missing[:3]}, extra {extra[:3]}")
     for name, size in sizes.items():
         if policy[name].size != size:
-            raise _foreign(path, f"{name} {list(size)}", list(policy[name].size))
+            raise config.foreign(f"{name} {list(size)}", list(policy[name].size))
 
 
-def _require_values(path: Path, network: Mapping[str, Tensor], config: DiffusionTransformerConfig) -> None:
+def _require_values(
+    config: OriginalConfig, network: Mapping[str, Tensor], network_config: DiffusionTransformerConfig
+) -> None:
     with torch.random.fork_rng(devices=[]):
-        smallest = DiffusionTransformer(replace(config, layers=1, heads=1, width=4)).state_dict()
+        smallest = DiffusionTransformer(replace(network_config, layers=1, heads=1, width=4)).state_dict()
     for mask in _MASKS:
         if not torch.equal(network[mask], smallest[mask]):
-            raise _foreign(path, f"a causal {mask}", "another one")
+            raise config.foreign(f"a causal {mask}", "another one")
     for name, value in network.items():
         if not value.is_floating_point() or not (name in _MASKS or torch.isfinite(value).all()):
-            raise corrupt(path, f"finite floating-point weights in {name}", f"NaN or infinity, or {value.dtype}")
+            raise corrupt(config.path, f"finite floating-point weights in {name}", f"NaN or infinity, or {value.dtype}")
 
 
-def _normalizer(archive: TorchArchive, policy: Mapping[str, TensorRef], key: str, channels: int) -> LimitsNormalizer:
+def _normalizer(
+    archive: TorchArchive, config: OriginalConfig, policy: Mapping[str, TensorRef], key: str, channels: int
+) -> LimitsNormalizer:
     names = (f"{_NORMALIZER}{key}.scale", f"{_NORMALIZER}{key}.offset")
     scale, offset = (archive.tensor(name, policy[name]).float() for name in names)
     # The original's identity normaliser is one channel wide and broadcasts.
@@ -315,27 +281,27 @@ def _normalizer(archive: TorchArchive, policy: Mapping[str, TensorRef], key: str
         scale, offset = scale.repeat(channels), offset.repeat(channels)
     normalizer = LimitsNormalizer(scale, offset)
     if normalizer.channels != channels:
-        raise _foreign(archive.path, f"{channels} channels in the {key} normaliser", normalizer.channels)
+        raise config.foreign(f"{channels} channels in the {key} normaliser", normalizer.channels)
     return normalizer
 
 
-def _action_steps(path: Path, config: Mapping[str, Any], network: DiffusionTransformerConfig) -> int:
-    steps = _needed(path, config, "n_action_steps", int)
+def _action_steps(config: OriginalConfig, network: DiffusionTransformerConfig) -> int:
+    steps = config.needed("n_action_steps", int)
     longest = network.horizon - network.observation_steps + 1
     if not 1 <= steps <= longest:
-        raise _foreign(path, f"cfg.n_action_steps from 1 to {longest}", steps)
+        raise config.foreign(f"cfg.n_action_steps from 1 to {longest}", steps)
     return steps
 
 
-def _diffusion(path: Path, config: Mapping[str, Any]) -> OriginalDiffusion:
+def _diffusion(config: OriginalConfig) -> OriginalDiffusion:
     scheduler = "policy.noise_scheduler"
-    stated_variance = _stated(config, f"{scheduler}.variance_type")
+    stated_variance = config.stated(f"{scheduler}.variance_type")
     return OriginalDiffusion(
-        num_train_timesteps=_needed(path, config, f"{scheduler}.num_train_timesteps", int),
-        beta_start=_needed(path, config, f"{scheduler}.beta_start", float),
-        beta_end=_needed(path, config, f"{scheduler}.beta_end", float),
-        beta_schedule=_needed(path, config, f"{scheduler}.beta_schedule", str),
-        prediction_type=_needed(path, config, f"{scheduler}.prediction_type", str),
-        clip_sample=_needed(path, config, f"{scheduler}.clip_sample", bool),
-        variance_type=None if stated_variance is None else _needed(path, config, f"{scheduler}.variance_type", str),
+        num_train_timesteps=config.needed(f"{scheduler}.num_train_timesteps", int),
+        beta_start=config.needed(f"{scheduler}.beta_start", float),
+        beta_end=config.needed(f"{scheduler}.beta_end", float),
+        beta_schedule=config.needed(f"{scheduler}.beta_schedule", str),
+        prediction_type=config.needed(f"{scheduler}.prediction_type", str),
+        clip_sample=config.needed(f"{scheduler}.clip_sample", bool),
+        variance_type=None if stated_variance is None else config.needed(f"{scheduler}.variance_type", str),
     )

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from studies.calibration import Calibration, require_possible
 
 from bac.errors import InvalidInput, sentence
-from bac.executors import ChunkNoise
-from bac.methods import BlockAdaptive, HarmoniCa, Method, NoCache, Search
-from bac.methods.base import ByUpdates, require_updates
+from bac.methods import BlockAdaptive, Method, NoCache, Search
 from bac.pictures import gate_map, save_figure, schedule_grid, sensitivity_curve, similarity_maps
 from bac.plan import schedule_cost
 from bac.profile import FeatureProfile, Metric
-from bac.profiler import profile_features
 from bac.results import run_provenance, write_results
-from bac.router import train_router
 from bac.schedule import CacheSchedule
-from bac.sensitivity import step_sensitivity
-from bac.trials import Trials
 from configs.entry import script
 from configs.schema import CalibrateConfig
-from configs.tasks import demonstrations
+from configs.tasks import demonstrations, require_task
 from policies.diffusion_policy import DiffusionPolicy
-from policies.loading import load_policy, locate_checkpoint, profile_path, schedule_folder
-
-Batches = list[tuple[Tensor, ChunkNoise]]
+from policies.loading import load_policy, profile_path, schedule_path
 
 
 def main(config: CalibrateConfig, folder: Path) -> None:
@@ -40,22 +30,31 @@ def main(config: CalibrateConfig, folder: Path) -> None:
     method = config.cache.build()
     if isinstance(method, NoCache):
         raise InvalidInput(sentence("cache", expected="a method", got=method.name, mend="none needs no calibration"))
-    checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
-    policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device)
+    policy = load_policy(
+        config.checkpoint or config.task.name,
+        sampler=config.sampler.build,
+        device=config.device,
+        weights=config.weights,
+    )
+    require_task(config.task, policy.spec)
     methods = {each.label: each for each in (method, *map(method.with_budget, config.budgets))}
     for each in methods.values():
-        if isinstance(each, ByUpdates):
-            require_updates(each.updates, policy.sampler.steps)
+        require_possible(each, policy)
+    calibration = Calibration(config, policy, demonstrations(config.task, config.demonstrations))
     if isinstance(method, Search):
-        schedules = _search(config, policy, methods, profile_path(checkpoint, policy.sampler))
+        beginning = calibration.kept_profile()
+        schedules = {label: calibration.search(each, beginning) for label, each in methods.items()}
         found: dict[str, Any] = {}
     else:
-        profile = _profile(config, policy, method, profile_path(checkpoint, policy.sampler))
+        path = profile_path(policy)
+        profile = calibration.completed(FeatureProfile.load(path) if config.reuse else calibration.features(), method)
+        profile.save(path)
+        print(f"wrote {path}")
         schedules = {label: each.schedule(profile) for label, each in methods.items()}
         _draw(profile, method, schedules[method.label], folder)
         found = _profile_summary(profile)
     for label, schedule in schedules.items():
-        schedule.save(schedule_folder(checkpoint, policy.sampler) / f"{label}.json")
+        schedule.save(schedule_path(policy, label))
     chosen = schedules[method.label]
     print(chosen.grid())
     save_figure(schedule_grid(chosen), folder / "schedule.png")
@@ -65,88 +64,7 @@ def main(config: CalibrateConfig, folder: Path) -> None:
         "provenance": run_provenance(torch.device(config.device), asdict(config)),
     }
     write_results(folder / "results.json", results)
-    print(f"wrote {', '.join(schedules)} to {schedule_folder(checkpoint, policy.sampler)}; pictures in {folder}")
-
-
-def _profile(config: CalibrateConfig, policy: DiffusionPolicy, method: Method, path: Path) -> FeatureProfile:
-    """Return what the method needs to know, kept in ``path``: measured, or with ``config.reuse`` what is missing."""
-    profile = FeatureProfile.load(path) if config.reuse else _features(config, policy)
-    profile.provenance.require(policy.provenance, "feature profile")
-    if profile.sensitivity is None and config.sensitivity_observations:
-        profile = replace(profile, sensitivity=_sensitivity(config, policy))
-    if profile.gates is None and isinstance(method, HarmoniCa):
-        profile = replace(profile, gates=_gates(config, policy))
-    profile.save(path)
-    print(f"wrote {path}")
-    return profile
-
-
-def _features(config: CalibrateConfig, policy: DiffusionPolicy) -> FeatureProfile:
-    batches = _batches(config, policy, config.observations)
-    with tqdm(total=len(batches), desc="features", unit="batch") as bar:
-        return profile_features(policy.trunk, policy.sampler, policy.provenance, batches, lambda _: bar.update())
-
-
-def _sensitivity(config: CalibrateConfig, policy: DiffusionPolicy) -> np.ndarray:
-    batches = _batches(replace(config, batch=1), policy, config.sensitivity_observations)
-    with tqdm(total=len(batches), desc="sensitivity", unit="observation") as bar:
-        return step_sensitivity(
-            policy.trunk, policy.sampler, batches, policy.spec.executed, config.seed, lambda _: bar.update()
-        )
-
-
-def _gates(config: CalibrateConfig, policy: DiffusionPolicy) -> np.ndarray:
-    batches = _batches(replace(config, batch=config.router_batch), policy, config.router_observations)
-    with tqdm(total=config.router_iterations, desc="router", unit="rollout") as bar:
-
-        def report(error: float, share: float) -> None:
-            bar.set_postfix_str(f"action error {error:.4f} (rms) at {share:.0%} of the FLOPs")
-            bar.update()
-
-        return train_router(
-            policy.trunk,
-            policy.sampler,
-            batches,
-            policy.spec.executed,
-            iterations=config.router_iterations,
-            penalty=config.router_penalty,
-            seed=config.seed,
-            on_iteration=report,
-        )
-
-
-def _search(
-    config: CalibrateConfig, policy: DiffusionPolicy, methods: dict[str, Method], measured: Path
-) -> dict[str, CacheSchedule]:
-    profile = FeatureProfile.load(measured) if measured.is_file() else None
-    if profile is not None:
-        profile.provenance.require(policy.provenance, "feature profile")
-    ((observed, noise),) = _batches(replace(config, batch=config.trial_observations), policy, config.trial_observations)
-    trials = Trials(policy.trunk, policy.sampler, policy.provenance, observed, noise, policy.spec.executed)
-    schedules = {}
-    for label, method in methods.items():
-        assert isinstance(method, Search)
-        with tqdm(total=method.trials, desc=label, unit="trial") as bar:
-
-            def report(best: float, bar: Any = bar) -> None:
-                bar.set_postfix_str(f"action error {best:.4f}")
-                bar.update()
-
-            schedules[label] = method.find(trials, profile, report)
-    return schedules
-
-
-def _batches(config: CalibrateConfig, policy: DiffusionPolicy, observations: int) -> Batches:
-    """Return normalised observations from all over the demonstrations, with noise, in batches."""
-    spread = demonstrations(config.task).spread_observations(observations, policy.observation_steps, config.seed)
-    observed = policy.observe(spread)
-    keys = [(config.seed, row) for row in range(observations)]
-    starts = range(0, observations, config.batch)
-    return [
-        (observed[start : start + config.batch], policy.draw_noise(len(part), part))
-        for start in starts
-        if (part := keys[start : start + config.batch])
-    ]
+    print(f"wrote {', '.join(schedules)} to {policy.schedules}; pictures in {folder}")
 
 
 def _draw(profile: FeatureProfile, method: Method, chosen: CacheSchedule, folder: Path) -> None:

@@ -45,7 +45,10 @@ def _read(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingArtefact(
             sentence(
-                "evaluation", expected=f"a file {path}", got="none", mend="give what scripts/eval.py wrote, folder or JSON"
+                "evaluation",
+                expected=f"a file {path}",
+                got="none",
+                mend="give what scripts/eval.py wrote, folder or JSON",
             )
         )
     results: dict[str, Any] = json.loads(path.read_text())

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from studies.calibration import Calibration
 from studies.episodes import play, scores
 
 import bac
@@ -25,7 +26,7 @@ from bac.schedule import CacheSchedule
 from bac.statistics import bootstrap_mean
 from configs.entry import script
 from configs.schema import EvalConfig
-from configs.tasks import HELD_OUT_SEED, demonstrations
+from configs.tasks import HELD_OUT_SEED, demonstrations, require_task
 from envs.stage import Episode
 from policies.evaluation import action_errors, latency_and_flops
 from policies.loading import load_policy, locate_checkpoint, make_schedule
@@ -39,15 +40,16 @@ def main(config: EvalConfig, folder: Path) -> None:
         raise InvalidInput(
             sentence("compare", expected="none (the uncached policy) or null", got=config.compare, mend="give one")
         )
-    checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
-    policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device)
-    schedule = make_schedule(config.cache.build(), policy, checkpoint)
+    method, checkpoint = config.cache.build(), locate_checkpoint(config.checkpoint or config.task.name)
+    policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device, weights=config.weights)
+    require_task(config.task, policy.spec)
+    demos = demonstrations(config.task, config.demonstrations)
+    if config.checkpoint is not None:
+        Calibration(config.calibration, policy, demos).on_first_use(method)
+    schedule = make_schedule(method, policy)
     executor = config.executor.select(schedule, policy.trunk)
     cached = bac.accelerate(policy, schedule, executor)
-    uncached = bac.accelerate(
-        policy, make_schedule(NoCache(), policy, checkpoint), replace(executor, weights=WeightType.FP32)
-    )
-    demos = demonstrations(config.task)
+    uncached = bac.accelerate(policy, make_schedule(NoCache(), policy), replace(executor, weights=WeightType.FP32))
 
     first = config.task.seed if config.seed is None else config.seed
     seeds = range(first, first + config.episodes)
@@ -65,6 +67,7 @@ def main(config: EvalConfig, folder: Path) -> None:
     results["action_error"] = {"mean": float(errors.mean()), "p95": float(np.percentile(errors, 95))}
     one = demos.spread_observations(1, cached.observation_steps, HELD_OUT_SEED)
     results |= latency_and_flops(cached, schedule, uncached, one, config.latency_calls)
+    results["checkpoint"] = {"file": str(checkpoint), "weights": policy.checkpoint.training.get("weights")}
     results["schedule"] = _describe(schedule)
     results["executor"] = executor.to_json()
     results["provenance"] = run_provenance(torch.device(config.device), asdict(config))
@@ -121,6 +124,7 @@ def _print(results: dict[str, Any], folder: Path) -> None:
         table.add_row(label, *(shown.format(results[key][side]) for side in ("cached", "uncached")))
     table.add_row("speed-up", f"{results['speedup']:.2f}x", "1x")
     Console().print(table)
+    print("{weights} weights of {file}".format(**results["checkpoint"]))
     print(f"{results['episodes']} episodes from seed {results['seed']}; results in {folder}")
 
 

@@ -16,9 +16,9 @@ from bac.onnx_graph import Units, onnx_graph
 from bac.results import run_provenance, write_results
 from configs.entry import script
 from configs.schema import ExportConfig
-from configs.tasks import HELD_OUT_SEED, demonstrations
+from configs.tasks import HELD_OUT_SEED, demonstrations, require_task
 from policies.diffusion_policy import DiffusionPolicy
-from policies.loading import load_policy, locate_checkpoint, make_schedule
+from policies.loading import load_policy, make_schedule
 
 GRAPH_FILE = "chunk.onnx"
 TOLERANCE = 1e-4
@@ -30,9 +30,10 @@ def main(config: ExportConfig, folder: Path) -> None:
 
     The graph takes observations in task units, keys side by side, and gives the whole chunk in task units.
     """
-    checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
-    policy = load_policy(checkpoint, sampler=config.sampler.build)
-    schedule = make_schedule(config.cache.build(), policy, checkpoint)
+    source = config.checkpoint or config.task.name
+    policy = load_policy(source, sampler=config.sampler.build, weights=config.weights)
+    require_task(config.task, policy.spec)
+    schedule = make_schedule(config.cache.build(), policy)
     schedule.require_plain("ONNX graph")
     executor = build_executor(schedule, policy.trunk, policy.sampler, policy.provenance, ExecutorKind.EAGER)
     seen, done = policy.checkpoint.observation_normalizer, policy.checkpoint.action_normalizer
@@ -80,7 +81,7 @@ def _disagreement(config: ExportConfig, graph: bytes, policy: DiffusionPolicy) -
                 "checking the graph", expected="the package onnxruntime", got="none", mend="pip install onnxruntime"
             )
         ) from error
-    demos = demonstrations(config.task)
+    demos = demonstrations(config.task, config.demonstrations)
     spread = demos.spread_observations(config.check_observations, policy.observation_steps, HELD_OUT_SEED)
     observation = policy.spec.concatenate(spread)
     noise = policy.draw_noise(len(observation), [(row, 0) for row in range(len(observation))])

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bac.errors import InvalidInput, sentence
 from configs.entry import script
 from configs.schema import ImportConfig
+from configs.tasks import require_task
 from policies.checkpoint import save_checkpoint
-from policies.loading import CHECKPOINT_FILE, Weights, import_original
-
-_WEIGHTS: dict[str, Weights] = {"ema": "ema", "raw": "raw"}
+from policies.loading import CHECKPOINT_FILE, import_original
+from policies.original_task import OriginalTask
 
 
 def main(config: ImportConfig, folder: Path) -> None:
     """Convert and write into ``folder``; calibrate and evaluate with ``checkpoint=<that file>``."""
-    if config.weights not in _WEIGHTS:
-        raise InvalidInput(
-            sentence("weights", expected="ema or raw", got=config.weights, mend="ema is what the original evaluates")
-        )
-    checkpoint = import_original(
-        config.source, weights=_WEIGHTS[config.weights], task=config.task.name, observation=config.task.observation
-    )
+    task = OriginalTask(config.task.name, config.task.observation)
+    checkpoint = import_original(config.source, weights=config.weights, task=task)
+    require_task(config.task, checkpoint.spec)
     save_checkpoint(checkpoint, folder / CHECKPOINT_FILE)
     print(f"wrote {folder / CHECKPOINT_FILE}, digest {checkpoint.digest[:12]}")
 

@@ -164,8 +164,8 @@ def _whole(path: Path) -> Iterator[None]:
     """Turn what reading a missing or damaged file raises into a refusal."""
     if not path.is_file():
         raise DemonstrationError(
-            f"demonstrations: expected a robomimic file at {path}, got nothing; check the path, or record some with "
-            "python scripts/make_demos.py."
+            f"demonstrations: expected a robomimic file at {path}, got nothing; record some with python "
+            "scripts/make_demos.py, or give a file of yours with demonstrations=PATH."
         )
     try:
         yield

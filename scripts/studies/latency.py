@@ -41,7 +41,7 @@ from policies.benchmark import (
 )
 from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_transformer import DiffusionTransformer
-from policies.loading import load_policy, locate_checkpoint, profile_path
+from policies.loading import load_policy, profile_path
 from studies.rows import REFERENCE, markdown_table, require_package, started, timed, wanted
 from studies.stages import stages_markdown, starts_markdown, time_stages, time_starts
 
@@ -115,13 +115,12 @@ def _network(config: BenchConfig, network: str) -> tuple[PolicySource, Tensor, F
         drawn = torch.rand(shape, generator=torch.Generator().manual_seed(HELD_OUT_SEED)) * 2 - 1
         observed = drawn.to(config.device)
         return source, observed, quick_profile(source(), observed)
-    checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
-    source = partial(load_policy, checkpoint, device=config.device)
+    source = partial(load_policy, config.checkpoint or config.task.name, device=config.device)
     policy = source()
     spread = demonstrations(config.task).spread_observations(
         max(config.error_observations, *config.batches), policy.observation_steps, HELD_OUT_SEED
     )
-    return source, policy.observe(spread), FeatureProfile.load(profile_path(checkpoint, policy.sampler))
+    return source, policy.observe(spread), FeatureProfile.load(profile_path(policy))
 
 
 def _rows(config: BenchConfig, policy: DiffusionPolicy, observed: Tensor, profile: FeatureProfile) -> Iterator[Row]:

@@ -34,7 +34,7 @@ from configs.studies import BenchConfig
 from configs.tasks import HELD_OUT_SEED, demonstrations
 from policies.benchmark import executor_rows, noise_of
 from policies.diffusion_policy import DiffusionPolicy
-from policies.loading import load_policy, locate_checkpoint, make_schedule, schedule_folder
+from policies.loading import load_policy, make_schedule, schedule_path
 from studies.episodes import play, scores
 from studies.rows import markdown_table, started, timed
 
@@ -52,10 +52,10 @@ def run(config: BenchConfig, folder: Path) -> None:
     What was judged and played is kept in ``config.pareto.kept`` after each schedule: a killed study goes on from it.
     """
     torch.set_num_threads(os.cpu_count() or 1)  # neither an error nor a score depends on it
-    checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
-    policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device)
-    schedules = {label: make_schedule(method, policy, checkpoint) for label, method in _methods(config)}
-    schedules |= _found(policy, checkpoint)
+    source = config.checkpoint or config.task.name
+    policy = load_policy(source, sampler=config.sampler.build, device=config.device)
+    schedules = {label: make_schedule(method, policy) for label, method in _methods(config)}
+    schedules |= _found(policy)
     _require_known(config.pareto.headline, schedules)
     kept = _Kept(Path(config.pareto.kept))
 
@@ -117,9 +117,9 @@ def _methods(config: BenchConfig) -> Iterator[tuple[str, Method]]:
             yield (each := method.with_budget(budget)).label, each
 
 
-def _found(policy: DiffusionPolicy, checkpoint: Path) -> dict[str, CacheSchedule]:
+def _found(policy: DiffusionPolicy) -> dict[str, CacheSchedule]:
     """Return the schedules that ``cache=search`` left beside the checkpoint."""
-    kept = sorted(schedule_folder(checkpoint, policy.sampler).glob("search-*.json"))
+    kept = sorted(schedule_path(policy, "search").parent.glob("search-*.json"))
     return {path.stem: CacheSchedule.load(path) for path in kept}
 
 

@@ -39,7 +39,7 @@ from configs.tasks import HELD_OUT_SEED, demonstrations
 from policies.benchmark import Denoise, Row, StartedRow, executor_rows, hook_rows, noise_of
 from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_transformer import DiffusionTransformer
-from policies.loading import load_policy, locate_checkpoint, profile_path
+from policies.loading import load_policy, profile_path
 from studies.latency import reference_loop, user_loop
 from studies.rows import REFERENCE, markdown_table, one_line, require_package, started, timed, wanted
 
@@ -105,14 +105,13 @@ def run(config: BenchConfig, folder: Path) -> None:
     """Judge all rows chunk by chunk, then time them in turn; write table and JSON into ``folder``."""
     require_package(REFERENCE, "diffusers", "diffusers")
     torch.set_num_threads(config.threads)
-    checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
-    policy = load_policy(checkpoint, device=config.device)
+    policy = load_policy(config.checkpoint or config.task.name, device=config.device)
     spread = demonstrations(config.task).spread_observations
     observed = policy.observe(spread(config.error_observations, policy.observation_steps, HELD_OUT_SEED))
     calibration = policy.observe(
         spread(config.peers.calibration_observations, policy.observation_steps, _CALIBRATION_SEED)
     )
-    profile = FeatureProfile.load(profile_path(checkpoint, policy.sampler))
+    profile = FeatureProfile.load(profile_path(policy))
     ours, shares = _our_rows(policy, profile)
     reference = Row(REFERENCE, partial(reference_loop, steps=policy.sampler.steps), policy.sampler.steps, None)
     peers = peer_rows(config.peers, policy, calibration)

@@ -28,7 +28,7 @@ from policies.benchmark import Denoise, Row, executor_rows, schedules
 from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_transformer import DiffusionTransformer
 from policies.diffusion_trunk import DiffusionTransformerTrunk
-from policies.loading import load_policy, locate_checkpoint, profile_path
+from policies.loading import load_policy, profile_path
 from studies.latency import reference_loop
 from studies.rows import REFERENCE, markdown_table, started, timed, wanted
 
@@ -38,9 +38,8 @@ _COLUMNS = ("what runs the chunk", "p50 ms", "p99 ms", "against reference", "war
 def run(config: BenchConfig, folder: Path) -> None:
     """Time every attempt at batch 1, in turn; write table and JSON into ``folder``."""
     torch.set_num_threads(config.threads)
-    checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
-    policy = load_policy(checkpoint, device=config.device)
-    profile = FeatureProfile.load(profile_path(checkpoint, policy.sampler))
+    policy = load_policy(config.checkpoint or config.task.name, device=config.device)
+    profile = FeatureProfile.load(profile_path(policy))
     spread = demonstrations(config.task).spread_observations(1, policy.observation_steps, HELD_OUT_SEED)
     rows = _rows(policy, schedules(policy, profile, config.updates))
     built, missing = started((row for row in rows if wanted(config, row)), policy)

@@ -1,5 +1,6 @@
 """Every YAML composes into its typed object, and a wrong override is refused with the full key."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,11 @@ def test_defaults_are_the_papers_but_for_the_budget() -> None:
         updates=10, upstream_blocks=5, last_step=LastStep.FORCED
     )
     assert _compose("eval", "cache=uniform", "cache.updates=7").cache.build() == Uniform(updates=7)
+
+
+def test_first_use_measures_what_calibration_measures() -> None:
+    first_use, by_command = asdict(_compose("eval").calibration), asdict(_compose("calibrate"))
+    assert first_use == {name: by_command[name] for name in first_use}
 
 
 def test_every_field_of_a_method_can_be_set() -> None:

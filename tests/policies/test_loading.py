@@ -1,6 +1,4 @@
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,20 +6,10 @@ import torch
 from bac.errors import InvalidInput, MissingArtefact
 from policies import loading
 from policies.checkpoint import load_checkpoint, save_checkpoint
-from policies.loading import import_original, load_policy, locate_checkpoint, profile_path, schedule_folder
-from policies.original_checkpoint import OriginalCheckpoint, OriginalDiffusion
+from policies.loading import import_original, load_policy, locate_checkpoint, profile_path, schedule_path
 from policies.samplers import ddim
-from tests.policies.networks import KEYS, observation, small_checkpoint
-
-DIFFUSION = OriginalDiffusion(
-    num_train_timesteps=10,
-    beta_start=1e-4,
-    beta_end=2e-2,
-    beta_schedule="squaredcos_cap_v2",
-    prediction_type="epsilon",
-    clip_sample=True,
-    variance_type="fixed_small",
-)
+from tests.policies.networks import observation, small_checkpoint, small_policy
+from tests.policies.original_payloads import original_payload, save
 
 
 def test_checkpoint_path_gives_a_policy_with_its_artefacts_beside_it(tmp_path: Path) -> None:
@@ -29,8 +17,8 @@ def test_checkpoint_path_gives_a_policy_with_its_artefacts_beside_it(tmp_path: P
     save_checkpoint(small_checkpoint(), path)
     policy = load_policy(path, sampler=lambda process: ddim(process, 5))
     assert policy.sampler.name == "ddim-5-trailing"
-    assert policy.schedules == schedule_folder(path, policy.sampler) == tmp_path / "schedules" / "ddim-5-trailing"
-    assert profile_path(path, policy.sampler) == tmp_path / "profiles" / "ddim-5-trailing.zarr.zip"
+    assert policy.schedules == schedule_path(policy, "any").parent == tmp_path / "schedules" / "ddim-5-trailing"
+    assert profile_path(policy) == tmp_path / "profiles" / "ddim-5-trailing.zarr.zip"
     assert policy.predict(observation(2)).shape == (2, 4, 2)
 
 
@@ -43,50 +31,33 @@ def test_shipped_task_wins_over_a_file_of_that_name(tmp_path: Path, monkeypatch:
         locate_checkpoint("lift")
 
 
-def test_original_checkpoint_says_how_to_convert_it(tmp_path: Path) -> None:
-    (tmp_path / "latest.ckpt").touch()
-    with pytest.raises(InvalidInput, match=r"convert it with scripts/import_checkpoint\.py"):
-        load_policy(tmp_path / "latest.ckpt")
+def test_original_checkpoint_has_artefacts_of_its_own(tmp_path: Path) -> None:
+    path = save(tmp_path / "epoch=0050.ckpt", original_payload())
+    policy = load_policy(path, sampler=lambda process: ddim(process, 5), weights="raw")
+    folder = tmp_path / "epoch=0050.ckpt.calibration" / "raw"
+    assert profile_path(policy) == folder / "profiles" / "ddim-5-trailing.zarr.zip"
+    assert schedule_path(policy, "bac-s2") == folder / "schedules" / "ddim-5-trailing" / "bac-s2.json"
+    assert load_policy(path).checkpoint.digest != policy.checkpoint.digest
 
 
-def _pretend_original(monkeypatch: pytest.MonkeyPatch, diffusion: OriginalDiffusion) -> SimpleNamespace:
-    """Let the reader return an original with our small checkpoint's weights; the reader has its own tests."""
-    ours = small_checkpoint()
-    asked = SimpleNamespace(weights=None, checkpoint=ours)
-
-    def read(path: str, *, weights: str) -> OriginalCheckpoint:
-        asked.weights = weights
-        normalizers = {"obs": ours.observation_normalizer, "action": ours.action_normalizer}
-        return OriginalCheckpoint(
-            {}, ours.network.state_dict(), normalizers, ours.spec.network, ours.spec.action_steps, diffusion
-        )
-
-    monkeypatch.setattr(loading, "read_original_checkpoint", read)
-    return asked
-
-
-def test_converted_original_predicts_as_its_weights_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = _pretend_original(monkeypatch, DIFFUSION)
-    converted = import_original("x.ckpt", weights="raw", task="push_t", observation=KEYS)
-    assert asked.weights == "raw"
-    assert converted.spec == asked.checkpoint.spec
+def test_converted_original_is_one_of_ours(tmp_path: Path) -> None:
+    converted = import_original(save(tmp_path / "latest.ckpt", original_payload()), weights="raw")
     save_checkpoint(converted, tmp_path / "checkpoint.safetensors")
-    assert load_checkpoint(tmp_path / "checkpoint.safetensors").digest == asked.checkpoint.digest
+    loaded = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    assert (loaded.digest, loaded.spec) == (converted.digest, converted.spec)
+    assert loaded.training["weights"] == "raw"
 
 
-@pytest.mark.parametrize("change", [{"beta_schedule": "linear"}, {"prediction_type": "sample"}, {"clip_sample": False}])
-def test_original_with_another_diffusion_process_refuses(
-    change: dict[str, object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _pretend_original(monkeypatch, replace(DIFFUSION, **change))
-    with pytest.raises(InvalidInput, match=r"diffusion of x\.ckpt"):
-        import_original("x.ckpt", weights="ema", task="push_t", observation=KEYS)
+def test_weights_are_no_choice_where_there_is_one_set(tmp_path: Path) -> None:
+    save_checkpoint(small_checkpoint(), tmp_path / "mine.safetensors")
+    with pytest.raises(InvalidInput, match=r"weights: expected null for a checkpoint of ours, got ema"):
+        load_policy(tmp_path / "mine.safetensors", weights="ema")
 
 
-def test_original_with_other_observation_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    _pretend_original(monkeypatch, DIFFUSION)
-    with pytest.raises(InvalidInput, match="observation keys: expected 5 channels"):
-        import_original("x.ckpt", weights="ema", task="push_t", observation={"keypoints": 3})
+def test_policy_made_in_memory_has_no_place_for_artefacts() -> None:
+    assert small_policy().schedules is None
+    with pytest.raises(MissingArtefact, match="policy: expected one loaded from a file"):
+        profile_path(small_policy())
 
 
 @pytest.mark.gpu

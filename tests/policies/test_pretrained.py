@@ -42,7 +42,7 @@ def test_training_log_and_digest_are_this_checkpoints(policy: DiffusionPolicy) -
 
 
 def test_every_schedule_is_its_methods_choice_on_the_shipped_profile(policy: DiffusionPolicy) -> None:
-    profile = FeatureProfile.load(profile_path(locate_checkpoint("push_t"), policy.sampler))
+    profile = FeatureProfile.load(profile_path(policy))
     profile.provenance.require(policy.provenance, "profile")
     shipped = sorted((FOLDER / "schedules" / "ddpm-100").glob("bac-s*.json"))
     assert "bac-s10.json" in [path.name for path in shipped]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bac.accelerate import select_for
+from bac.acceleration import select_for
 from bac.choices import choice
 from bac.executors import Selection
 from bac.sampler_table import SamplerTable
@@ -109,7 +109,7 @@ class DpmSolverConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ExecutorConfig:
-    """What runs the plan; see ``bac.accelerate.select_for``."""
+    """What runs the plan; see ``bac.acceleration.select_for``."""
 
     kind: str
     weights: str

@@ -11,10 +11,11 @@ from typing import Any
 
 from bac.acceleration import select_for
 from bac.choices import choice
-from bac.executors import Selection
+from bac.executors import Selection, select
 from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule
 from bac.trunk import ResidualTrunk
+from configs.controls import ControlConfig
 from policies.base import PolicySpec
 from policies.diffusion_transformer import DiffusionTransformerConfig
 from policies.samplers import DiffusionProcess, Spacing, ddim, ddpm, dpm_solver
@@ -118,12 +119,20 @@ class ExecutorConfig:
         """Find out what works for a schedule on a trunk."""
         return select_for(schedule, trunk, self.kind, self.weights)
 
+    def select_plain(self, trunk: ResidualTrunk) -> Selection:
+        """Find out what works for schedules of whole updates on a trunk."""
+        return select(self.kind, trunk, self.weights)
+
 
 @dataclass(kw_only=True, slots=True)
 class EvalConfig:
     """``scripts/eval.py``: play a task with a cached policy and say what it cost and what it scored.
 
     Attributes:
+        control: whether the world waits for the policy.
+        latency: of a chunk where it does not: ``measured`` here and now, milliseconds, or the ``results.json`` of an
+            earlier such run, whose latencies are drawn again.
+        rate_hz: of the control loop; null takes the task's, and no other is possible.
         checkpoint: path of a checkpoint; null takes the task's shipped policy.
         episodes: episodes to play, seeds ``seed``, ``seed + 1``, ...
         seed: first seed; null takes the task's published one.
@@ -140,6 +149,9 @@ class EvalConfig:
     cache: Any
     sampler: Any
     executor: ExecutorConfig
+    control: ControlConfig
+    latency: Any
+    rate_hz: float | None
     checkpoint: str | None
     episodes: int
     seed: int | None
@@ -169,6 +181,48 @@ class ExportConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class FamilyConfig:
+    """What is in a schedule bank, beside the uncached policy.
+
+    Attributes:
+        methods: names of ``cache=``, each with the defaults of its YAML file.
+        updates: budgets of each.
+        ddim: step counts of uncached DDIM samplers.
+        calls: timed batch-1 calls of each.
+    """
+
+    methods: list[str]
+    updates: list[int]
+    ddim: list[int]
+    calls: int
+
+
+@dataclass(kw_only=True, slots=True)
+class LatencyBudgetConfig:
+    """``scripts/latency_budget.py``: select from the schedule bank, and hold this device to the budget.
+
+    Attributes:
+        checkpoint: path of a checkpoint; null takes the task's shipped policy.
+        budget_ms: what a chunk may take at the 99th percentile, milliseconds.
+        rate_hz: chunks begin so often; null lets one follow the other.
+        calls: timed chunks, at least 100.
+        warmup: untimed chunks before them.
+        device: ``cpu`` or ``cuda``.
+        threads: CPU threads; null leaves torch's choice.
+    """
+
+    task: TaskConfig
+    executor: ExecutorConfig
+    checkpoint: str | None
+    budget_ms: float
+    rate_hz: float | None
+    calls: int
+    warmup: int
+    device: str
+    threads: int | None
+
+
+@dataclass(kw_only=True, slots=True)
 class CalibrateConfig:
     """``scripts/calibrate.py``: measure a feature profile and write the schedules made from it.
 
@@ -186,6 +240,9 @@ class CalibrateConfig:
         router_penalty: weight of the gates' share of the FLOPs against the squared action error (normalised units).
         budgets: values of ``cache.updates`` (of ``cache.gflops`` for ``search``) to write schedules for, beside the
             configured one.
+        bank: make the schedule bank from the profile that an earlier run left, and time it on this device, instead.
+        family: what is in the bank.
+        executor: what runs the bank.
         device: ``cpu`` or ``cuda``.
         threads: CPU threads; null leaves torch's choice.
     """
@@ -193,6 +250,7 @@ class CalibrateConfig:
     task: TaskConfig
     cache: Any
     sampler: Any
+    executor: ExecutorConfig
     checkpoint: str | None
     reuse: bool
     observations: int
@@ -205,6 +263,8 @@ class CalibrateConfig:
     router_iterations: int
     router_penalty: float
     budgets: list[float]
+    bank: bool
+    family: FamilyConfig
     device: str
     threads: int | None
 

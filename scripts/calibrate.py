@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from studies.bank import calibrate_bank
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,6 +38,9 @@ def main(config: CalibrateConfig, folder: Path) -> None:
     """Write profile and schedules beside the checkpoint, pictures and JSON into ``folder``."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if config.bank:
+        calibrate_bank(config, folder)
+        return
     method = config.cache.build()
     if isinstance(method, NoCache):
         raise InvalidInput(sentence("cache", expected="a method", got=method.name, mend="none needs no calibration"))

@@ -9,18 +9,22 @@ from bac.control.latency_budget import LatencyBudget, LatencyVerdict
 from bac.control.loop import ControlLoop, repeat
 from bac.control.loop_types import Command, CommandKind, Fallback, LoopCounters, LoopReport, LoopSettings
 from bac.control.process_inference import ProcessPredictor
+from bac.control.schedule_bank import BankEntry, DeviceBank, DeviceProfile, Measured, ScheduleBank
 from bac.control.simulation import SimulatedInference
 
 __all__ = [
     "ActionChunk",
     "ActionLimits",
     "Answer",
+    "BankEntry",
     "ChunkBuffer",
     "Clock",
     "Command",
     "CommandKind",
     "ControlLoop",
     "Degradation",
+    "DeviceBank",
+    "DeviceProfile",
     "DueAction",
     "Fallback",
     "Inference",
@@ -29,11 +33,13 @@ __all__ = [
     "LoopCounters",
     "LoopReport",
     "LoopSettings",
+    "Measured",
     "MonotonicClock",
     "Observation",
     "Predict",
     "ProcessPredictor",
     "Request",
+    "ScheduleBank",
     "Seam",
     "SimulatedInference",
     "ThreadInference",

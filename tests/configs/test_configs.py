@@ -24,6 +24,7 @@ SCRIPTS = {
     "eval": (schema.EvalConfig, []),
     "export": (schema.ExportConfig, []),
     "calibrate": (schema.CalibrateConfig, []),
+    "latency_budget": (schema.LatencyBudgetConfig, ["budget_ms=80"]),
     "train": (schema.TrainConfig, []),
     "make_demos": (schema.MakeDemosConfig, []),
     "bench": (BenchConfig, []),

@@ -91,3 +91,40 @@ def test_a_budget_without_a_bank_says_how_to_make_one(banked: Path) -> None:
     )
     told = run(banked, "latency_budget", *CHECKPOINT, "budget_ms=101", "rate_hz=10", status=1)
     assert told.startswith("error: latency budget: expected more than 0 ms, at most the period of 100 ms, got 101")
+
+
+SHORT = ["episodes=2", "task.max_steps=14", "latency_calls=2", "error_observations=2", "video=0", "cache.updates=3"]
+
+
+def test_evaluation_without_latency_is_the_evaluation_and_with_it_repeats(banked: Path) -> None:
+    run(banked, "eval", *CHECKPOINT, *SHORT)
+    still = results(banked, "eval")
+    assert "control" not in still
+    run(banked, "eval", *CHECKPOINT, *SHORT, "control=realtime", "latency=0", "rate_hz=10")
+    moving = results(banked, "eval")
+    assert moving["scores"] == still["scores"]
+    assert moving["control"]["cached"]["counters"]["executed"] == 28
+    told = run(banked, "eval", *CHECKPOINT, *SHORT, "control=realtime", "control.seam=inpaint", "compare=none")
+    assert "deadline misses of chunks" in told
+    first = max((banked / "outputs" / "eval").iterdir()) / "results.json"
+    measured = json.loads(first.read_text())
+    assert len(measured["control"]["uncached"]["trace_ms"]) == 100
+    again = ["control=realtime", "control.seam=inpaint", f"latency={first}", "control.deadline_ticks=1"]
+    run(banked, "eval", *CHECKPOINT, *SHORT, *again)
+    repeated = results(banked, "eval")
+    assert repeated["control"]["cached"]["trace_ms"] == measured["control"]["cached"]["trace_ms"]
+    run(banked, "eval", *CHECKPOINT, *SHORT, *again)
+    assert results(banked, "eval")["scores"] == repeated["scores"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["latency=60"], "error: latency and rate_hz: expected control=realtime or control=wallclock with them"),
+        (["control=realtime", "rate_hz=20"], "error: rate_hz: expected 10, the rate of push_t, got 20.0"),
+        (["control=realtime", "control.seam=glue"], "error: control.seam: expected one of replace, blend, inpaint"),
+        (["control=wallclock", "latency=60"], "error: latency: expected measured in wall-clock time, got 60"),
+    ],
+)
+def test_settings_that_cannot_be_played_refuse_before_any_work(tmp_path: Path, overrides: list[str], told: str) -> None:
+    assert run(tmp_path, "eval", *overrides, status=1).startswith(told)

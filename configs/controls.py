@@ -1,4 +1,4 @@
-"""Typed configuration of ``control=``: whether the world waits for the policy, and what a loop does if it does not."""
+"""Typed configuration of control: whether the world waits, what a loop does if not, and what a bank holds."""
 
 from __future__ import annotations
 
@@ -59,6 +59,23 @@ class ControlConfig:
             stall_ms=self.stall_ms,
             restarts=self.restarts,
         )
+
+
+@dataclass(kw_only=True, slots=True)
+class FamilyConfig:
+    """What is in a schedule bank, beside the uncached policy.
+
+    Attributes:
+        methods: names of ``cache=``, each with the defaults of its YAML file.
+        updates: budgets of each.
+        ddim: step counts of uncached DDIM samplers.
+        calls: timed batch-1 calls of each.
+    """
+
+    methods: list[str]
+    updates: list[int]
+    ddim: list[int]
+    calls: int
 
 
 def loop_rate(task: TaskConfig, rate_hz: float | None) -> float:

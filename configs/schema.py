@@ -15,7 +15,7 @@ from bac.executors import Selection, select
 from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule
 from bac.trunk import ResidualTrunk
-from configs.controls import ControlConfig
+from configs.controls import ControlConfig, FamilyConfig
 from policies.base import PolicySpec
 from policies.diffusion_transformer import DiffusionTransformerConfig
 from policies.samplers import DiffusionProcess, Spacing, ddim, ddpm, dpm_solver
@@ -178,48 +178,6 @@ class ExportConfig:
     sampler: Any
     checkpoint: str | None
     check_observations: int
-
-
-@dataclass(kw_only=True, slots=True)
-class FamilyConfig:
-    """What is in a schedule bank, beside the uncached policy.
-
-    Attributes:
-        methods: names of ``cache=``, each with the defaults of its YAML file.
-        updates: budgets of each.
-        ddim: step counts of uncached DDIM samplers.
-        calls: timed batch-1 calls of each.
-    """
-
-    methods: list[str]
-    updates: list[int]
-    ddim: list[int]
-    calls: int
-
-
-@dataclass(kw_only=True, slots=True)
-class LatencyBudgetConfig:
-    """``scripts/latency_budget.py``: select from the schedule bank, and hold this device to the budget.
-
-    Attributes:
-        checkpoint: path of a checkpoint; null takes the task's shipped policy.
-        budget_ms: what a chunk may take at the 99th percentile, milliseconds.
-        rate_hz: chunks begin so often; null lets one follow the other.
-        calls: timed chunks, at least 100.
-        warmup: untimed chunks before them.
-        device: ``cpu`` or ``cuda``.
-        threads: CPU threads; null leaves torch's choice.
-    """
-
-    task: TaskConfig
-    executor: ExecutorConfig
-    checkpoint: str | None
-    budget_ms: float
-    rate_hz: float | None
-    calls: int
-    warmup: int
-    device: str
-    threads: int | None
 
 
 @dataclass(kw_only=True, slots=True)

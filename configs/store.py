@@ -5,6 +5,7 @@ from __future__ import annotations
 from hydra.core.config_store import ConfigStore
 
 from configs import schema
+from configs.budgets import LatencyBudgetConfig
 from configs.controls import ControlConfig
 from configs.methods import METHODS
 from configs.studies import BenchConfig
@@ -17,7 +18,7 @@ def register() -> None:
         "eval": schema.EvalConfig,
         "export": schema.ExportConfig,
         "calibrate": schema.CalibrateConfig,
-        "latency_budget": schema.LatencyBudgetConfig,
+        "latency_budget": LatencyBudgetConfig,
         "train": schema.TrainConfig,
         "make_demos": schema.MakeDemosConfig,
         "import_checkpoint": schema.ImportConfig,

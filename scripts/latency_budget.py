@@ -11,8 +11,8 @@ import torch
 from bac.control import DeviceProfile, LatencyBudget, ScheduleBank
 from bac.results import run_provenance, write_results
 from bac.timing import device_synchroniser
+from configs.budgets import LatencyBudgetConfig
 from configs.entry import script
-from configs.schema import LatencyBudgetConfig
 from configs.tasks import HELD_OUT_SEED, demonstrations
 from policies.bank import BANK_FILE, bank_folder, device_path, load_entry
 from policies.loading import load_policy, locate_checkpoint

@@ -70,13 +70,13 @@ def run(config: BenchConfig, folder: Path) -> None:
     checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
     policies = {name: _policy(config, checkpoint, name) for name in study.rows}
     traces = {
-        name: kept.get(f"{name}|trace", lambda policy=policy: measured_ms(config.task, policy, study.calls))
+        name: kept.get(_key(policy, name, "trace"), lambda each=policy: measured_ms(config.task, each, study.calls))
         for name, policy in tqdm(policies.items(), desc="time", unit="row")
     }
     points = []
     grid = [(name, seam, latency) for name in policies for seam in seams for latency in [*study.latencies_ms, MEASURED]]
     for name, seam, latency in tqdm(grid, desc="play", unit="point"):
-        key = f"{name}|{seam}|{latency}|{study.episodes}|{config.task.max_steps}"
+        key = _key(policies[name], name, seam, latency, study.episodes, config.task.max_steps)
         trace = traces[name] if latency == MEASURED else [float(latency)]
         told = kept.get(key, lambda n=name, s=seam, t=trace: _played(config, policies[n], s, t))
         points.append({"row": name, "seam": str(seam), "latency": latency, "p99_ms": _p99(trace), **told})
@@ -107,6 +107,11 @@ def _policy(config: BenchConfig, checkpoint: Path, name: str) -> DiffusionPolicy
     chosen = default_method(method)
     chosen = chosen.with_budget(int(rest)) if rest.isdigit() and not isinstance(chosen, NoCache) else chosen
     return bac.accelerate(policy, make_schedule(chosen, policy, checkpoint), ExecutorKind.AUTO)
+
+
+def _key(policy: DiffusionPolicy, *parts: object) -> str:
+    """Return a name for what is kept, which a result of another checkpoint does not have."""
+    return "|".join(map(str, (policy.checkpoint.digest[:12], *parts)))
 
 
 def _played(config: BenchConfig, policy: DiffusionPolicy, seam: Seam, trace: list[float]) -> dict[str, Any]:

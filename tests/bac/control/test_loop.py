@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -176,13 +177,12 @@ class Leaping(VirtualClock):
             self._now_ns += self._by_ns
 
 
-@pytest.mark.parametrize(("by_ms", "told"), [(5000.0, r"\+5000\.000 ms"), (-500.0, r"-500\.000 ms")])
+@pytest.mark.parametrize(("by_ms", "told"), [(5000.0, "+5000.000 ms"), (-500.0, "-500.000 ms")])
 def test_a_clock_that_jumps_is_refused(by_ms: float, told: str) -> None:
     robot, report = play(settings(), latencies(0.0), 20, clock=Leaping(5, by_ms))
     assert robot.story() == "0 1 2 3 !"
-    assert report.stopped is not None
-    expected = f"clock: expected a time at most 1000 ms after it was due, got {told.replace(chr(92), '')};"
-    assert report.stopped.startswith(expected)
+    bound = "clock: expected a time at most 1000 ms after it was due"
+    assert report.stopped == f"{bound}, got {told}; start a new loop."
     assert numbers(report, "executed", "stops", "skipped") == [4, 1, 0]
 
 
@@ -217,8 +217,7 @@ def test_a_bad_chunk_is_refused_as_a_whole(bad: object, told: str) -> None:
     assert robot.story() == "0 1 2 3 4 200 201 202"
     assert numbers(report, "refused", "accepted", "requests") == [1, 2, 3]
     assert report.counters.last_refusal is not None
-    with pytest.raises(AssertionError, match=told):
-        raise AssertionError(report.counters.last_refusal)
+    assert re.search(told, report.counters.last_refusal)
     assert consistent(report)
 
 

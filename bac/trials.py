@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bac.accelerate import build_executor
+from bac.acceleration import build_executor
 from bac.errors import Unavailable, sentence
 from bac.executors import ChunkNoise, CompiledExecutor, Executor, ExecutorKind
 from bac.methods.none import full_schedule

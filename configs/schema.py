@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bac.accelerate import select_for
+from bac.acceleration import select_for
 from bac.choices import choice
-from bac.executors import Selection
+from bac.executors import Selection, select
 from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule
 from bac.trunk import ResidualTrunk
+from configs.controls import ControlConfig, FamilyConfig
 from policies.base import PolicySpec
 from policies.diffusion_transformer import DiffusionTransformerConfig
 from policies.samplers import DiffusionProcess, Spacing, ddim, ddpm, dpm_solver
@@ -111,7 +112,7 @@ class DpmSolverConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ExecutorConfig:
-    """What runs the plan; see ``bac.accelerate.select_for``."""
+    """What runs the plan; see ``bac.acceleration.select_for``."""
 
     kind: str
     weights: str
@@ -119,6 +120,10 @@ class ExecutorConfig:
     def select(self, schedule: CacheSchedule, trunk: ResidualTrunk) -> Selection:
         """Find out what works for a schedule on a trunk."""
         return select_for(schedule, trunk, self.kind, self.weights)
+
+    def select_plain(self, trunk: ResidualTrunk) -> Selection:
+        """Find out what works for schedules of whole updates on a trunk."""
+        return select(self.kind, trunk, self.weights)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -157,6 +162,10 @@ class EvalConfig:
         weights: of an original checkpoint, ``ema`` or ``raw``; null takes those that the original evaluates.
         demonstrations: a zarr store or robomimic file; null takes the committed one.
         calibration: how a checkpoint given by its path is calibrated when it is first used with a method.
+        control: whether the world waits for the policy.
+        latency: of a chunk where it does not: ``measured`` here and now, milliseconds, or the ``results.json`` of an
+            earlier such run, whose latencies are drawn again.
+        rate_hz: of the control loop; null takes the task's, and no other is possible.
         episodes: episodes to play, seeds ``seed``, ``seed + 1``, ...
         seed: first seed; null takes the task's published one.
         compare: ``none`` also plays the uncached policy on the same seeds and noise.
@@ -174,6 +183,9 @@ class EvalConfig:
     sampler: Any
     executor: ExecutorConfig
     calibration: CalibrationConfig
+    control: ControlConfig
+    latency: Any
+    rate_hz: float | None
     checkpoint: str | None
     weights: str | None
     demonstrations: str | None
@@ -220,6 +232,9 @@ class CalibrateConfig(CalibrationConfig):
         reuse: take the profile that an earlier run left and measure only what it lacks; false measures all anew.
         budgets: values of ``cache.updates`` (of ``cache.gflops`` for ``search``) to write schedules for, beside the
             configured one.
+        bank: make the schedule bank from the profile that an earlier run left, and time it on this device, instead.
+        family: what is in the bank.
+        executor: what runs the bank.
         device: ``cpu`` or ``cuda``.
         threads: CPU threads; null leaves torch's choice.
     """
@@ -227,11 +242,14 @@ class CalibrateConfig(CalibrationConfig):
     task: TaskConfig
     cache: Any
     sampler: Any
+    executor: ExecutorConfig
     checkpoint: str | None
     weights: str | None
     demonstrations: str | None
     reuse: bool
     budgets: list[float]
+    bank: bool
+    family: FamilyConfig
     device: str
     threads: int | None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from hydra.core.config_store import ConfigStore
 
 from configs import schema
+from configs.budgets import LatencyBudgetConfig
+from configs.controls import ControlConfig
 from configs.methods import METHODS
 from configs.studies import BenchConfig
 
@@ -16,6 +18,7 @@ def register() -> None:
         "eval": schema.EvalConfig,
         "export": schema.ExportConfig,
         "calibrate": schema.CalibrateConfig,
+        "latency_budget": LatencyBudgetConfig,
         "train": schema.TrainConfig,
         "make_demos": schema.MakeDemosConfig,
         "import_checkpoint": schema.ImportConfig,
@@ -30,6 +33,7 @@ def register() -> None:
         "policy": {"policy": schema.PolicyConfig},
         "sampler": {"ddpm": schema.DdpmConfig, "ddim": schema.DdimConfig, "dpm_solver": schema.DpmSolverConfig},
         "executor": {"executor": schema.ExecutorConfig},
+        "control": {"control": ControlConfig},
         "cache": METHODS,
     }
     for group, nodes in groups.items():

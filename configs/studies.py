@@ -20,6 +20,8 @@ class Study(StrEnum):
     TRIED = "tried"
     PARETO = "pareto"
     PEERS = "peers"
+    REALTIME = "realtime"
+    WALLCLOCK = "wallclock"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -84,13 +86,56 @@ class PeersConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class RealtimeConfig:
+    """Score against latency, ``study=realtime``.
+
+    Attributes:
+        rows: ``none``, ``none ddim-10``, or a name of ``cache=`` and its updates as in ``bac 10``.
+        seams: ``replace``, ``blend``, ``inpaint``.
+        latencies_ms: of a chunk, 0 among them; each row is also played at the latencies measured of it.
+        episodes: of each point, the same seeds and noise everywhere.
+        parallel: episodes in one policy call.
+        calls: timed chunks of each row, at least 100.
+        kept: file of what was timed and played so far; a killed study goes on from it.
+    """
+
+    rows: list[str]
+    seams: list[str]
+    latencies_ms: list[float]
+    episodes: int
+    parallel: int
+    calls: int
+    kept: str
+
+
+@dataclass(kw_only=True, slots=True)
+class WallclockConfig:
+    """The loop in real time, ``study=wallclock``: alone, and beside processes that keep other cores busy.
+
+    Attributes:
+        schedule: a schedule that ships with the policy.
+        episodes: of each run, one after the other.
+        load_processes: busy processes of the second run.
+        calls: timed chunks that the deadline is taken from, at least 100.
+        hygiene: ask for frozen garbage collection, locked memory and SCHED_FIFO; the report says what was granted.
+    """
+
+    schedule: str
+    episodes: int
+    load_processes: int
+    calls: int
+    hygiene: bool
+
+
+@dataclass(kw_only=True, slots=True)
 class BenchConfig:
     """``scripts/bench.py``: time rows in turn, in one process.
 
     Attributes:
         study: ``latency`` of a chunk under every executor, schedule and sampler; ``growth`` of that time with updates,
             steps, depth and width; ``tried``, what else could run a plan on a CPU; ``pareto``, error against cost of
-            all methods; ``peers``, the caches of other packages.
+            all methods; ``peers``, the caches of other packages; ``realtime``, score against latency; ``wallclock``,
+            the control loop in real time.
         checkpoint: path of a checkpoint; null takes the task's shipped policy.
         networks: ``checkpoint``, ``kitchen`` (the original Kitchen sizes with random weights), or both.
         batches: batch sizes, one table each.
@@ -102,6 +147,8 @@ class BenchConfig:
         pareto: methods and budgets of ``study=pareto``.
         sampler: of ``study=pareto``.
         peers: caches and thresholds of ``study=peers``.
+        realtime: rows, seams and latencies of ``study=realtime``.
+        wallclock: of ``study=wallclock``.
         memory: whether to measure the peak memory of every row, in processes of their own.
         only: time only rows whose name contains one of these, and the reference; null times all.
         stages_schedule: schedule under which ``predict`` is timed stage by stage.
@@ -126,6 +173,8 @@ class BenchConfig:
     growth: GrowthConfig
     pareto: ParetoConfig
     peers: PeersConfig
+    realtime: RealtimeConfig
+    wallclock: WallclockConfig
     memory: bool
     only: list[str] | None
     stages_schedule: str

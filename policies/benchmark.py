@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bac.accelerate import attach, build_executor, select_for
+from bac.acceleration import attach, build_executor, select_for
 from bac.executors import ChunkNoise, ExecutorKind, WeightType
 from bac.memory import peak_memory
 from bac.methods import BlockAdaptive, Uniform, full_schedule

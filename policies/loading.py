@@ -85,6 +85,11 @@ def locate_checkpoint(source: str | Path) -> Path:
     return path
 
 
+def bank_folder(policy: DiffusionPolicy) -> Path:
+    """Return where the schedule bank of a loaded policy lies: beside the checkpoint."""
+    return _of_a_file(policy.artefacts) / "bank"
+
+
 def profile_path(policy: DiffusionPolicy) -> Path:
     """Return where the feature profile of a loaded policy lies: beside the checkpoint, a file per sampler."""
     return _of_a_file(policy.artefacts) / "profiles" / f"{policy.sampler.name}.zarr.zip"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from studies import growth, latency, pareto, peers, tried
+from studies import growth, latency, pareto, peers, realtime, tried, wallclock
 
 from bac.choices import choice
 from configs.entry import script
@@ -16,6 +16,8 @@ _STUDIES = {
     Study.TRIED: tried.run,
     Study.PARETO: pareto.run,
     Study.PEERS: peers.run,
+    Study.REALTIME: realtime.run,
+    Study.WALLCLOCK: wallclock.run,
 }
 
 

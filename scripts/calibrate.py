@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from studies.bank import calibrate_bank
 from studies.calibration import Calibration, require_possible
 
 from bac.errors import InvalidInput, sentence
@@ -27,6 +28,9 @@ def main(config: CalibrateConfig, folder: Path) -> None:
     """Write profile and schedules beside the checkpoint, pictures and JSON into ``folder``."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if config.bank:
+        calibrate_bank(config, folder)
+        return
     method = config.cache.build()
     if isinstance(method, NoCache):
         raise InvalidInput(sentence("cache", expected="a method", got=method.name, mend="none needs no calibration"))

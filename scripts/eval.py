@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from studies.calibration import Calibration
 from studies.episodes import play, scores
+from studies.realtime_play import CONTROL_ROWS, play_controlled, require_playable
 
 import bac
 from bac.errors import InvalidInput, sentence
@@ -24,10 +26,12 @@ from bac.pictures import save_figure, schedule_grid
 from bac.results import run_provenance, write_results
 from bac.schedule import CacheSchedule
 from bac.statistics import bootstrap_mean
+from configs.controls import ControlMode
 from configs.entry import script
 from configs.schema import EvalConfig
 from configs.tasks import HELD_OUT_SEED, demonstrations, require_task
 from envs.stage import Episode
+from policies.diffusion_policy import DiffusionPolicy
 from policies.evaluation import action_errors, latency_and_flops
 from policies.loading import load_policy, locate_checkpoint, make_schedule
 
@@ -40,6 +44,7 @@ def main(config: EvalConfig, folder: Path) -> None:
         raise InvalidInput(
             sentence("compare", expected="none (the uncached policy) or null", got=config.compare, mend="give one")
         )
+    require_playable(config)
     method, checkpoint = config.cache.build(), locate_checkpoint(config.checkpoint or config.task.name)
     policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device, weights=config.weights)
     require_task(config.task, policy.spec)
@@ -53,11 +58,15 @@ def main(config: EvalConfig, folder: Path) -> None:
 
     first = config.task.seed if config.seed is None else config.seed
     seeds = range(first, first + config.episodes)
-    playing = partial(play, config.task, seeds=seeds, parallel=config.parallel, processes=config.processes)
-    episodes = playing(policy=cached, record=config.video, title="play cached")
+    playing = partial(_play, config, seeds)
+    episodes, told = playing(cached, "cached", record=config.video)
     results = {"task": config.task.name, "episodes": len(episodes), "seed": episodes[0].seed, **scores(episodes)}
     if config.compare:
-        results["compare"] = _comparison(episodes, playing(policy=uncached, title="play uncached"))
+        reference, of_reference = playing(uncached, "uncached")
+        results["compare"] = _comparison(episodes, reference)
+        told |= of_reference
+    if told:
+        results["control"] = told
     spread = demos.spread_observations(config.error_observations, cached.observation_steps, HELD_OUT_SEED)
     # A schedule that recalls the chunk before is judged where it does, on the second chunk of two.
     before = demos.spread_observations(
@@ -78,6 +87,24 @@ def main(config: EvalConfig, folder: Path) -> None:
         _write_video(episode, folder / f"episode_{episode.seed}.mp4", config.task.rate_hz)
     write_results(folder / "results.json", results)
     _print(results, folder)
+
+
+def _play(
+    config: EvalConfig, seeds: Sequence[int], policy: DiffusionPolicy, side: str, record: int = 0
+) -> tuple[list[Episode], dict[str, Any]]:
+    """Play the episodes; return them and, if the world does not wait for the policy, how the control loop fared."""
+    if config.control.mode == ControlMode.NONE:
+        return play(
+            config.task,
+            policy,
+            seeds,
+            parallel=config.parallel,
+            processes=config.processes,
+            record=record,
+            title=f"play {side}",
+        ), {}
+    episodes, told = play_controlled(config, policy, side, seeds, record, f"play {side}")
+    return episodes, {side: told}
 
 
 def _comparison(cached: list[Episode], uncached: list[Episode]) -> dict[str, Any]:
@@ -123,6 +150,10 @@ def _print(results: dict[str, Any], folder: Path) -> None:
     ):
         table.add_row(label, *(shown.format(results[key][side]) for side in ("cached", "uncached")))
     table.add_row("speed-up", f"{results['speedup']:.2f}x", "1x")
+    for label, show in CONTROL_ROWS.items():
+        if "control" in results:
+            told = results["control"]
+            table.add_row(label, *(show(told[side]) if side in told else "-" for side in ("cached", "uncached")))
     Console().print(table)
     print("{weights} weights of {file}".format(**results["checkpoint"]))
     print(f"{results['episodes']} episodes from seed {results['seed']}; results in {folder}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bac.accelerate import build_executor
+from bac.acceleration import build_executor
 from bac.errors import CorruptArtefact, Unavailable, sentence
 from bac.executors import ExecutorKind
 from bac.files import write_whole

@@ -1,6 +1,7 @@
 """Executors: a plan bound to weights, sampler table and device. One call, one action chunk."""
 
 from bac.executors.base import ChunkNoise, Executor
+from bac.executors.committed import Committed
 from bac.executors.compiled import CompiledExecutor, WeightType
 from bac.executors.cross_chunk import CrossChunkExecutor
 from bac.executors.cuda_graph import CudaGraphExecutor
@@ -12,6 +13,7 @@ from bac.executors.selection import ExecutorKind, Selection, select
 __all__ = [
     "CacheHooks",
     "ChunkNoise",
+    "Committed",
     "CompiledExecutor",
     "CrossChunkExecutor",
     "CudaGraphExecutor",

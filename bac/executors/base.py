@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from bac.errors import InvalidInput, Mismatch, sentence
 from bac.plan import Plan
 from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
+
+if TYPE_CHECKING:
+    from bac.executors.committed import Committed
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,11 @@ class Executor(Protocol):
     def plan(self) -> Plan:
         """What a call does; its cost can be counted without running it."""
 
-    def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:
-        """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do]."""
+    def __call__(self, observation: Tensor, noise: ChunkNoise, committed: Committed | None = None) -> Tensor:
+        """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do].
+
+        With ``committed`` actions, these come out as they are and the others are denoised around them.
+        """
 
 
 def require_together(plan: Plan, trunk: ResidualTrunk, sampler: SamplerTable) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from bac.decoder import DecoderLayer, DecoderTrunk, PreNormDecoder
 from bac.errors import Unavailable, sentence
 from bac.executors.base import ChunkNoise, require_together, require_width
+from bac.executors.committed import Committed, CommittedPaths
 from bac.executors.toolchain import build_library
 from bac.plan import Add, Combine, CombineGroups, Compute, Fold, Operation, Plan
 from bac.sampler_table import SamplerTable
@@ -103,6 +104,7 @@ class CompiledExecutor:
         self._library, decoder = compile_for(trunk, weights)
         self._trunk = trunk
         self._sampler = sampler
+        self._paths = CommittedPaths(sampler, trunk.device)
         self._width = decoder.width
         self._shape = (decoder.horizon, decoder.action_dim)
         with torch.inference_mode():
@@ -131,25 +133,35 @@ class CompiledExecutor:
         self._operations, self._channel_weights = _encoded(plan)
 
     @torch.inference_mode()
-    def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:
+    def __call__(self, observation: Tensor, noise: ChunkNoise, committed: Committed | None = None) -> Tensor:
         """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do]."""
         batch = observation.shape[0]
         noise.require(batch, self._sampler.steps)
         noise.require_float32(*self._shape)
         condition = torch.stack(list(self._trunk.condition(observation))).float()
+        path = None if committed is None or not committed.count else self._paths(committed, noise)
+        first = 0 if committed is None else committed.first
         # Rows are independent: each thread takes its share. One row is one thread's.
         threads = min(torch.get_num_threads(), batch)
         if threads == 1:
-            return self._run(condition, noise.initial, noise.steps)
+            return self._run(condition, noise.initial, noise.steps, path, first)
         shares = [slice(batch * n // threads, batch * (n + 1) // threads) for n in range(threads)]
         with ThreadPoolExecutor(threads) as pool:
             chunks = pool.map(
-                lambda rows: self._run(condition[:, rows], noise.initial[rows], noise.steps[:, rows]), shares
+                lambda rows: self._run(
+                    condition[:, rows],
+                    noise.initial[rows],
+                    noise.steps[:, rows],
+                    None if path is None else path[:, rows],
+                    first,
+                ),
+                shares,
             )
             return torch.cat(list(chunks))
 
-    def _run(self, condition: Tensor, initial: Tensor, steps: Tensor) -> Tensor:
+    def _run(self, condition: Tensor, initial: Tensor, steps: Tensor, path: Tensor | None, first: int) -> Tensor:
         condition, fresh = condition.contiguous(), steps.contiguous()
+        committed = fresh[:0] if path is None else path.contiguous()
         sample = initial.clone(memory_format=torch.contiguous_format)
         workspace = torch.empty(self._library.bac_workspace(len(initial), self.plan.slots))
         call = _Call(
@@ -164,12 +176,15 @@ class CompiledExecutor:
             channel_weights=self._channel_weights.data_ptr(),
             condition=condition.data_ptr(),
             fresh=fresh.data_ptr(),
+            committed=committed.data_ptr(),
             sample=sample.data_ptr(),
             workspace=workspace.data_ptr(),
             clip=self._sampler.clip,
             steps=self._sampler.steps,
             batch=len(initial),
             slots=self.plan.slots,
+            committed_first=first,
+            committed_count=0 if path is None else path.shape[2],
         )
         # ctypes lets go of the interpreter lock meanwhile.
         self._library.bac_chunk(ctypes.byref(call))
@@ -194,12 +209,13 @@ class _Call(ctypes.Structure):
                 "channel_weights",
                 "condition",
                 "fresh",
+                "committed",
                 "sample",
                 "workspace",
             )
         ),
         ("clip", ctypes.c_float),
-        *((name, ctypes.c_int32) for name in ("steps", "batch", "slots")),
+        *((name, ctypes.c_int32) for name in ("steps", "batch", "slots", "committed_first", "committed_count")),
     )
 
 

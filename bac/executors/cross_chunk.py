@@ -23,6 +23,7 @@ from torch import Tensor
 
 from bac.errors import InvalidInput, sentence
 from bac.executors.base import ChunkNoise
+from bac.executors.committed import Committed
 from bac.executors.eager import EagerExecutor
 from bac.plan import Plan
 from bac.sampler_table import SamplerTable
@@ -90,7 +91,7 @@ class CrossChunkExecutor:
         self._left: Mapping[_Key, _Left] = {}
 
     @torch.inference_mode()
-    def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:
+    def __call__(self, observation: Tensor, noise: ChunkNoise, committed: Committed | None = None) -> Tensor:
         """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do].
 
         Raises:
@@ -109,7 +110,8 @@ class CrossChunkExecutor:
             previous = [before[keys[row][0], keys[row][1] - 1] for row in rows] if known else []
             recalled = {place: self._moved(place, previous) for place in self._recall[parity]} if known else {}
             call = _Call(self._trunk.condition(observation[rows]), recalled, self._recall[1 - parity])
-            chunk[rows] = self._eager.denoise(call, noise.rows(rows))
+            given = None if committed is None else committed.rows(rows)
+            chunk[rows] = self._eager.denoise(call, noise.rows(rows), given)
             left |= {keys[row]: _Left(call.left, place) for place, row in enumerate(rows)}
         self._left = left
         return chunk

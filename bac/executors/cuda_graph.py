@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bac.executors.base import ChunkNoise
+from bac.executors.committed import Committed
 from bac.executors.eager import EagerExecutor
 from bac.plan import Plan
 from bac.sampler_table import SamplerTable
@@ -46,6 +47,7 @@ class _Recording:
 
     observation: Tensor
     noise: ChunkNoise
+    committed: Committed | None
     chunk: Tensor
     replay: Callable[[], object]
 
@@ -70,27 +72,38 @@ class CudaGraphExecutor:
         self._eager = EagerExecutor(plan, trunk, sampler)
         self._steps = sampler.steps
         self._record = record
-        self._recordings: dict[tuple[torch.Size, torch.Size], _Recording] = {}
+        self._recordings: dict[tuple[torch.Size, torch.Size, int, int], _Recording] = {}
         self._turn = threading.Lock()
 
     @torch.inference_mode()
-    def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:
-        """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do]."""
+    def __call__(self, observation: Tensor, noise: ChunkNoise, committed: Committed | None = None) -> Tensor:
+        """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do].
+
+        The graph is of one number and place of committed actions, too: each asks for a recording of its own.
+        """
         noise.require(observation.shape[0], self._steps)
-        shapes = observation.shape, noise.initial.shape
+        if committed is not None:
+            committed.require(noise)
+        place = slice(0) if committed is None else committed.place
+        shapes = observation.shape, noise.initial.shape, place.start, place.stop
         with self._turn:
             if shapes not in self._recordings:
                 self._recordings[shapes] = self._recorded(
-                    observation.clone(), noise.initial.clone(), noise.steps.clone()
+                    observation.clone(),
+                    noise.initial.clone(),
+                    noise.steps.clone(),
+                    None if committed is None else Committed(committed.actions.clone(), committed.first),
                 )
             recording = self._recordings[shapes]
             recording.observation.copy_(observation)
             recording.noise.initial.copy_(noise.initial)
             recording.noise.steps.copy_(noise.steps)
+            if committed is not None and recording.committed is not None:
+                recording.committed.actions.copy_(committed.actions)
             recording.replay()
             return recording.chunk.clone()
 
-    def _recorded(self, observation: Tensor, initial: Tensor, steps: Tensor) -> _Recording:
+    def _recorded(self, observation: Tensor, initial: Tensor, steps: Tensor, committed: Committed | None) -> _Recording:
         noise = ChunkNoise(initial, steps)
-        chunk, replay = self._record(lambda: self._eager(observation, noise))
-        return _Recording(observation, noise, chunk, replay)
+        chunk, replay = self._record(lambda: self._eager(observation, noise, committed))
+        return _Recording(observation, noise, committed, chunk, replay)

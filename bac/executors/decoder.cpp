@@ -303,11 +303,21 @@ struct Call {
     const float* channel_weights;   // [rows, d], of predictions that weigh each channel by itself
     const float* condition;         // [layers, B, To, 2 d], keys and values of the observation tokens
     const float* fresh;             // [K, B, T, Da]
+    const float* committed;         // [K + 1, B, committed_count, Da], the given actions as each step sees them
     float* sample;                  // [B, T, Da], in and out
     float* workspace;               // bac_workspace(batch, slots)
     float clip;
     int32_t steps, batch, slots;
+    int32_t committed_first, committed_count;
 };
+
+// Write the given actions into the sample, as they are before a step; after the last one, as they are.
+inline void impose(const Call* call, int step) {
+    const int64_t size = int64_t(call->committed_count) * kActions;
+    for (int b = 0; size > 0 && b < call->batch; ++b)
+        std::memcpy(call->sample + (int64_t(b) * kTokens + call->committed_first) * kActions,
+                    call->committed + (int64_t(step) * call->batch + b) * size, sizeof(float) * size);
+}
 
 void bac_chunk(const Call* call) {
     const int batch = call->batch, tokens = batch * kTokens, rows = padded_rows(tokens);
@@ -325,6 +335,7 @@ void bac_chunk(const Call* call) {
     const int32_t* op = call->operations;
     for (int step = 0; step < call->steps; ++step) {
         const float* table = call->tables + int64_t(step) * kLayers * 2 * kWidth;
+        impose(call, step);
         for (int token = 0; token < tokens; ++token)
             for (int c = 0; c < kWidth; c += kLanes) {
                 Vector value = load(ends.positions + token % kTokens * kWidth + c);
@@ -431,6 +442,7 @@ void bac_chunk(const Call* call) {
                 previous = original;
             }
     }
+    impose(call, call->steps);
 }
 
 }  // extern "C"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bac.executors.base import ChunkNoise, require_together
+from bac.executors.committed import Committed, CommittedPaths
 from bac.plan import Add, Combine, CombineGroups, Compute, Fold, Operation, Plan
 from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
@@ -35,6 +36,7 @@ class EagerExecutor:
         self.plan = plan
         self._trunk = trunk
         self._sampler = sampler
+        self._paths = CommittedPaths(sampler, trunk.device)
         with torch.inference_mode():
             tables = trunk.step_tables(sampler.timesteps)
         self._steps = [
@@ -43,22 +45,40 @@ class EagerExecutor:
         ]
 
     @torch.inference_mode()
-    def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:
+    def __call__(self, observation: Tensor, noise: ChunkNoise, committed: Committed | None = None) -> Tensor:
         """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do]."""
         noise.require(observation.shape[0], self._sampler.steps)
-        return self.denoise(self._trunk.condition(observation), noise)
+        return self.denoise(self._trunk.condition(observation), noise, committed)
 
     @torch.inference_mode()
-    def denoise(self, condition: Any, noise: ChunkNoise) -> Tensor:
+    def denoise(self, condition: Any, noise: ChunkNoise, committed: Committed | None = None) -> Tensor:
         """Return the normalised action chunk float32[B, T, Da] under a condition of this executor's trunk."""
         slots: _Slots = [None] * self.plan.slots
-        sample, original = noise.initial, torch.zeros_like(noise.initial)
-        for (table, actions, update), fresh in zip(self._steps, noise.steps, strict=True):
+        original = torch.zeros_like(noise.initial)
+        impose, path = _imposing(committed, noise, self._paths)
+        sample = impose(noise.initial, path[0])
+        for (table, actions, update), fresh, given in zip(self._steps, noise.steps, path[1:], strict=True):
             stream = self._trunk.embed(sample)
             for act in actions:
                 stream = act(stream, slots, table, condition)
             sample, original = update(sample, self._trunk.head(stream), fresh, original)
+            sample = impose(sample, given)
         return sample
+
+
+def _imposing(
+    committed: Committed | None, noise: ChunkNoise, paths: CommittedPaths
+) -> tuple[Callable[[Tensor, Tensor | None], Tensor], Sequence[Tensor | None]]:
+    """Return what writes the committed actions into a sample float[B, T, Da], and, K + 1 times, what it writes."""
+    if committed is None or not committed.count:
+        return lambda sample, _: sample, [None] * (len(noise.steps) + 1)
+    before, after = slice(committed.first), slice(committed.place.stop, None)
+
+    def impose(sample: Tensor, given: Tensor | None) -> Tensor:
+        assert given is not None
+        return torch.cat((sample[:, before], given, sample[:, after]), dim=1)
+
+    return impose, list(paths(committed, noise))
 
 
 def _bind(op: Operation, plan: Plan, trunk: ResidualTrunk) -> _Action:

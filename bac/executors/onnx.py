@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bac.errors import Unavailable, sentence
 from bac.executors.base import ChunkNoise
+from bac.executors.committed import Committed
 from bac.onnx_graph import onnx_graph
 from bac.plan import Plan
 from bac.sampler_table import SamplerTable
@@ -68,8 +69,21 @@ class OnnxExecutor:
         del graph  # as large as the session itself
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, observation: Tensor, noise: ChunkNoise) -> Tensor:
-        """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do]."""
+    def __call__(self, observation: Tensor, noise: ChunkNoise, committed: Committed | None = None) -> Tensor:
+        """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do].
+
+        Raises:
+            Unavailable: there are committed actions; the graph has no input for them.
+        """
+        if committed is not None and committed.count:
+            raise Unavailable(
+                sentence(
+                    "executor onnx",
+                    expected="no committed actions",
+                    got=committed.count,
+                    mend="use executor=compiled, or another seam than inpaint",
+                )
+            )
         noise.require(observation.shape[0], self._steps)
         noise.require_float32(*self._shape)
         inputs = {"observation": observation, "initial_noise": noise.initial, "step_noise": noise.steps}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from toys import random_inputs, small_network
 
-from bac.accelerate import build_executor
+from bac.acceleration import build_executor
 from bac.executors import ChunkNoise, EagerExecutor
 from bac.methods import Method, ProfilingDit, Search, full_schedule
 from bac.methods.base import ByThreshold, ByUpdates

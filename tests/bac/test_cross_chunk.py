@@ -23,7 +23,7 @@ from toys import (
 )
 
 import bac
-from bac.accelerate import select_for
+from bac.acceleration import select_for
 from bac.errors import InvalidInput, Unavailable
 from bac.executors import ChunkNoise, CrossChunkExecutor, EagerExecutor, ExecutorKind, Selection
 from bac.passes import optimise

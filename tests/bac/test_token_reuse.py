@@ -26,7 +26,7 @@ from toys import (
 )
 
 import bac
-from bac.accelerate import select_for
+from bac.acceleration import select_for
 from bac.errors import InvalidInput, Mismatch, Unavailable
 from bac.executors import ChunkNoise, EagerExecutor, ExecutorKind
 from bac.onnx_graph import onnx_graph

@@ -12,6 +12,7 @@ from bac.errors import InvalidInput
 from bac.executors import ExecutorKind
 from bac.methods import BlockAdaptive, LastStep, Uniform
 from configs import schema
+from configs.budgets import LatencyBudgetConfig
 from configs.store import register
 from configs.studies import BenchConfig
 from configs.tasks import demonstrations, environment
@@ -25,6 +26,7 @@ SCRIPTS = {
     "eval": (schema.EvalConfig, []),
     "export": (schema.ExportConfig, []),
     "calibrate": (schema.CalibrateConfig, []),
+    "latency_budget": (LatencyBudgetConfig, ["budget_ms=80"]),
     "train": (schema.TrainConfig, []),
     "make_demos": (schema.MakeDemosConfig, []),
     "bench": (BenchConfig, []),

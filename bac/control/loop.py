@@ -1,0 +1,293 @@
+"""The control loop: fixed ticks on a clock, inference beside it, and a rule for everything that can be late or wrong.
+
+::
+
+    tick       0     1     2     3     4     5     6     7     8     9    10   ...
+    sense      o0    o1    o2    o3    o4    o5    o6    o7    o8    o9   o10        the newest observation
+    inference  |--- chunk 0 ---|                               |--- chunk 1 ---|     replan_ticks 8, deadline_ticks 3
+    act        wait  wait  wait  c0[0] c0[1] c0[2] c0[3] c0[4] c0[5] c0[6] c0[7] ..  it rested: c0 begins when ready
+                                                                     11: c1[3] ...   c1[0..2] are late: dropped
+
+Action i of a chunk asked for at tick t is due at tick t + i. Only if the robot has been at rest since tick t is the
+whole chunk due from the tick at which it arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from bac.control.chunk_buffer import ActionChunk, ChunkBuffer, DueAction, Seam
+from bac.control.clock import NS_PER_MS, Clock, TickGrid
+from bac.control.degradation import Degrader
+from bac.control.guards import ActionLimits, refusal_of
+from bac.control.inference import Answer, Inference, Observation, Request
+from bac.control.loop_types import Command, CommandKind, Fallback, LoopCounters, LoopReport, LoopSettings
+from bac.control.statistics import RecentStatistics
+from bac.errors import InvalidInput, sentence
+
+Hold = Callable[[np.ndarray], np.ndarray]
+"""(last executed action float[Da]) -> what keeps the robot where it is, float[Da]."""
+
+
+def repeat(action: np.ndarray) -> np.ndarray:
+    """Hold by the same target again: right for absolute actions, wrong for deltas and velocities."""
+    return action
+
+
+class ControlLoop:
+    """Ticks at a fixed rate. For one thread; only ``inference`` works beside it.
+
+    A tick is ``wait``, ``sense``, ``act``, in this order; ``run`` does all three for as long as it should.
+
+    Args:
+        settings: rate and rules.
+        inference: where chunks come from.
+        clock: the loop's time; observations are stamped on it.
+        limits: of actions; a chunk outside is refused as a whole.
+        hold: what keeps the robot where it is.
+    """
+
+    def __init__(
+        self,
+        settings: LoopSettings,
+        inference: Inference,
+        clock: Clock,
+        *,
+        limits: ActionLimits | None = None,
+        hold: Hold = repeat,
+    ) -> None:
+        self._settings, self._inference, self._clock = settings, inference, clock
+        self._limits, self._hold = limits, hold
+        self._buffer = ChunkBuffer(settings.capacity, settings.seam, settings.decay)
+        self._degrader = Degrader(settings.degradation)
+        self._grid = TickGrid(clock.now_ns(), settings.rate_hz)
+        self._tick = -1
+        self._newest: Observation | None = None
+        self._in_flight: Request | None = None
+        self._missed = False
+        self._next_request = 0
+        self._requested_stamp: int | None = None
+        self._executed_tick = -1
+        self._executed: np.ndarray | None = None
+        self._out_of_inference: str | None = None
+        self._stopped: str | None = None
+        self._counters = LoopCounters()
+        self._jitter, self._observation_age, self._action_age, self._latency = (RecentStatistics() for _ in range(4))
+
+    @property
+    def grid(self) -> TickGrid:
+        """When the ticks are."""
+        return self._grid
+
+    @property
+    def tick(self) -> int:
+        """The tick that is on, -1 before the first."""
+        return self._tick
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the loop stopped, a sentence, or None while it runs."""
+        return self._stopped
+
+    def start(self) -> None:
+        """Let tick 0 begin now; without it, tick 0 began when the loop was made."""
+        if self._tick >= 0:
+            raise InvalidInput(
+                sentence("control loop", expected="no tick yet", got=self._tick, mend="make another loop")
+            )
+        self._grid = TickGrid(self._clock.now_ns(), self._settings.rate_hz)
+
+    def run(
+        self,
+        observe: Callable[[], Observation | None],
+        execute: Callable[[Command], object],
+        ticks: int | None = None,
+    ) -> LoopReport:
+        """Tick until the loop stops, or until ``ticks`` ticks are over, skipped ones included.
+
+        Args:
+            observe: returns what was sensed since the last tick, or None; must not block.
+            execute: moves the robot; must not block.
+            ticks: None goes on for ever.
+        """
+        while self._stopped is None and (ticks is None or self._tick + 1 < ticks):
+            self.wait()
+            self.sense(observe())
+            execute(self.act())
+        return self.report()
+
+    def wait(self) -> int:
+        """Sleep until the next tick begins, or skip to the one that is on; return it."""
+        due_ns = self._grid.at_ns(self._tick + 1)
+        self._clock.sleep_until_ns(due_ns)
+        late_ns = self._clock.now_ns() - due_ns
+        if late_ns < 0 or late_ns > self._settings.jump_ms * NS_PER_MS:
+            self._tick += 1
+            bound = f"a time at most {self._settings.jump_ms:g} ms after it was due"
+            self._stop(sentence("clock", expected=bound, got=f"{late_ns / NS_PER_MS:+.3f} ms", mend="start a new loop"))
+            return self._tick
+        tick = self._grid.index(due_ns + late_ns)
+        self._counters.skipped += tick - self._tick - 1
+        self._tick = tick
+        self._jitter.add(late_ns / NS_PER_MS)
+        return tick
+
+    def sense(self, observation: Observation | None) -> None:
+        """Take an observation, fetch what inference finished, and ask for the next chunk if it is time."""
+        now_ns = self._clock.now_ns()
+        if observation is not None:
+            if observation.stamp_ns > now_ns or (self._newest and observation.stamp_ns < self._newest.stamp_ns):
+                self._counters.refused_observations += 1
+            else:
+                self._newest = observation
+        self._fetch(now_ns)
+        self._revive(now_ns)
+        self._request(now_ns)
+
+    def act(self) -> Command:
+        """Return what to do in this tick."""
+        now_ns = self._clock.now_ns()
+        self._fetch(now_ns)
+        missed = self._misses()
+        command = self._command(now_ns)
+        self._counters.ticks += 1
+        change = self._degrader.tick(missed or command.kind is CommandKind.HOLD)
+        self._counters.degradations += change > 0
+        self._counters.recoveries += change < 0
+        return command
+
+    def report(self) -> LoopReport:
+        """Return counters and statistics so far."""
+        return LoopReport(
+            counters=self._counters.copy(),
+            jitter_ms=self._jitter.to_json(),
+            observation_age_ms=self._observation_age.to_json(),
+            action_age_ms=self._action_age.to_json(),
+            latency_ms=self._latency.to_json(),
+            level=self._degrader.level,
+            in_flight=self._in_flight is not None,
+            buffered=len(self._buffer),
+            stopped=self._stopped,
+        )
+
+    def _fetch(self, now_ns: int) -> None:
+        answer = self._inference.poll()
+        if answer is None:
+            return
+        if self._in_flight is None or answer.request.number != self._in_flight.number:
+            self._counters.ignored += 1
+            return
+        self._in_flight = None
+        self._latency.add((now_ns - answer.request.submitted_ns) / NS_PER_MS)
+        reason = answer.failure or refusal_of(answer.actions, self._limits)
+        if reason is not None:
+            self._counters.refused += 1
+            self._counters.last_refusal = reason
+            self._next_request = self._tick
+            return
+        self._take(answer)
+
+    def _take(self, answer: Answer) -> None:
+        assert answer.actions is not None  # the guards refuse anything else
+        request = answer.request
+        rested = self._executed_tick < request.tick and not len(self._buffer)
+        first = self._tick if rested else request.tick
+        committed = 0 if request.committed is None else len(request.committed)
+        chunk = ActionChunk(answer.actions, first, request.number, request.observation.stamp_ns, committed)
+        # Within act() this tick's action is still to be taken, and so it is within sense().
+        taken = self._buffer.put(chunk, self._tick)
+        self._counters.accepted += 1
+        self._counters.late_actions += taken.late
+        self._counters.replaced_actions += taken.replaced
+
+    def _misses(self) -> bool:
+        """Return whether the request in flight misses its deadline at this tick."""
+        if self._in_flight is None or self._missed or not self._overdue(self._in_flight):
+            return False
+        self._missed = True
+        self._counters.deadline_misses += 1
+        return True
+
+    def _revive(self, now_ns: int) -> None:
+        """Give up a request that died or stalled, and start inference again if that is allowed."""
+        request = self._in_flight
+        reason = None if request is None else self._inference.dead or self._stall(request, now_ns)
+        if reason is None:
+            return
+        self._in_flight, self._requested_stamp, self._next_request = None, None, self._tick
+        self._counters.given_up += 1
+        if self._counters.restarts < self._settings.restarts:
+            self._counters.restarts += 1
+            self._inference.restart()
+        else:
+            mend = "start it again or allow restarts"
+            self._out_of_inference = sentence("inference", expected="an answer", got=reason, mend=mend)
+
+    def _overdue(self, request: Request) -> bool:
+        return self._tick >= request.tick + self._settings.deadline_ticks
+
+    def _stall(self, request: Request, now_ns: int) -> str | None:
+        age_ms = (now_ns - request.submitted_ns) / NS_PER_MS
+        limit = self._settings.stall_ms
+        return None if limit is None or age_ms <= limit else f"none for {age_ms:.0f} ms"
+
+    def _request(self, now_ns: int) -> None:
+        newest, due = self._newest, self._tick >= self._next_request or not len(self._buffer)
+        idle = self._in_flight is None and self._out_of_inference is None and self._stopped is None
+        if not (idle and due) or newest is None or self._stale(now_ns) or newest.stamp_ns == self._requested_stamp:
+            return
+        committed = None
+        if self._settings.seam is Seam.INPAINT:
+            ahead = self._buffer.ahead(self._tick, self._settings.deadline_ticks)
+            committed = ahead if len(ahead) else None
+        number = self._counters.requests
+        self._in_flight = Request(number, self._tick, newest, self._degrader.level, committed, now_ns)
+        self._missed = False
+        self._requested_stamp = newest.stamp_ns
+        self._next_request = self._tick + self._settings.replan_ticks
+        self._counters.requests += 1
+        self._inference.submit(self._in_flight)
+
+    def _stale(self, now_ns: int) -> bool:
+        limit = self._settings.observation_age_ms
+        return limit is not None and (self._newest is None or now_ns - self._newest.stamp_ns > limit * NS_PER_MS)
+
+    def _command(self, now_ns: int) -> Command:
+        if self._stopped is not None:
+            return self._stop_command()
+        if self._newest is not None:
+            self._observation_age.add((now_ns - self._newest.stamp_ns) / NS_PER_MS)
+        due = self._buffer.take(self._tick)
+        stale = self._stale(now_ns)
+        self._counters.stale += stale
+        if due is not None and not stale:
+            return self._execute(due, now_ns)
+        if self._out_of_inference is not None:
+            self._stop(self._out_of_inference)
+            return self._stop_command()
+        reason = "the newest observation is stale" if stale else "no action is due"
+        if self._executed is None:
+            self._counters.waited += 1
+            return Command(CommandKind.WAIT, self._tick, reason=reason)
+        if self._settings.fallback is Fallback.STOP:
+            self._stop(f"control loop: {reason} at tick {self._tick}, and the fallback is stop.")
+            return self._stop_command()
+        self._counters.held += 1
+        return Command(CommandKind.HOLD, self._tick, self._hold(self._executed), reason=reason)
+
+    def _execute(self, due: DueAction, now_ns: int) -> Command:
+        self._counters.executed += 1
+        self._counters.tail += self._in_flight is not None and self._overdue(self._in_flight)
+        self._action_age.add((now_ns - due.observed_ns) / NS_PER_MS)
+        self._executed, self._executed_tick = due.action, self._tick
+        return Command(CommandKind.EXECUTE, self._tick, due.action, due.chunk)
+
+    def _stop(self, reason: str) -> None:
+        self._stopped = reason
+        self._counters.dropped_at_stop += self._buffer.clear()
+
+    def _stop_command(self) -> Command:
+        self._counters.stops += 1
+        return Command(CommandKind.STOP, self._tick, reason=self._stopped or "")

@@ -1,0 +1,32 @@
+"""Typed configuration of ``scripts/latency_budget.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from configs.schema import ExecutorConfig, TaskConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class LatencyBudgetConfig:
+    """``scripts/latency_budget.py``: select from the schedule bank, and hold this device to the budget.
+
+    Attributes:
+        checkpoint: path of a checkpoint; null takes the task's shipped policy.
+        budget_ms: what a chunk may take at the 99th percentile, milliseconds.
+        rate_hz: chunks begin so often; null lets one follow the other.
+        calls: timed chunks, at least 100.
+        warmup: untimed chunks before them.
+        device: ``cpu`` or ``cuda``.
+        threads: CPU threads; null leaves torch's choice.
+    """
+
+    task: TaskConfig
+    executor: ExecutorConfig
+    checkpoint: str | None
+    budget_ms: float
+    rate_hz: float | None
+    calls: int
+    warmup: int
+    device: str
+    threads: int | None

@@ -1,0 +1,208 @@
+"""From a schedule bank to policies and back: what ``bac.control.schedule_bank`` says, with weights and torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import bac
+from bac.acceleration import select_for
+from bac.control.schedule_bank import BankEntry, DeviceProfile, Measured, ScheduleBank
+from bac.errors import CorruptArtefact, Mismatch, sentence
+from bac.executors import ChunkNoise, ExecutorKind, Selection, WeightType
+from bac.methods import Method, full_schedule
+from bac.plan import schedule_cost
+from bac.profile import FeatureProfile
+from bac.results import run_provenance
+from bac.sampler_table import SamplerTable
+from bac.schedule import CacheSchedule
+from bac.timing import Latency, device_synchroniser, measure_interleaved
+from policies.diffusion_policy import DiffusionPolicy
+from policies.loading import profile_path
+from policies.samplers import DiffusionProcess, Spacing, ddim, ddpm, dpm_solver
+
+BANK_FILE = "bank.json"
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Member:
+    """A schedule that is to be in a bank, with the sampler it was made for."""
+
+    schedule: CacheSchedule
+    sampler: SamplerTable
+    label: str
+
+    @property
+    def name(self) -> str:
+        """Name in the bank, and, with ``.json``, its file."""
+        return f"{self.sampler.name}/{self.label}"
+
+
+def device_path(folder: Path, device: torch.device, executor: Selection) -> Path:
+    """Return where a bank's latencies on this device, with as many threads as now, are kept."""
+    about = run_provenance(device, {})
+    words = f"{about['device']} {about['threads']} threads {executor.kind} {executor.weights}"
+    return folder / "devices" / f"{re.sub(r'[^a-z0-9]+', '-', words.lower()).strip('-')}.json"
+
+
+def members(policy: DiffusionPolicy, methods: Sequence[Method], ddim_steps: Sequence[int]) -> list[Member]:
+    """Return the uncached schedule first, then one per method, then uncached DDIM samplers.
+
+    Raises:
+        MissingArtefact: the policy was not calibrated for its sampler.
+    """
+    profile = FeatureProfile.load(profile_path(policy)) if methods else None
+    short = [DiffusionPolicy(policy.checkpoint, ddim(policy.spec.process, steps)) for steps in ddim_steps]
+    uncached = [Member(_full(each), each.sampler, "none") for each in (policy, *short)]
+    made = [Member(each.schedule(profile), policy.sampler, each.label) for each in methods if profile is not None]
+    return [uncached[0], *made, *uncached[1:]]
+
+
+def accelerated(
+    policy: DiffusionPolicy, member: Member, kind: ExecutorKind | str, weights: WeightType | str
+) -> DiffusionPolicy:
+    """Return the policy over a member's sampler and schedule."""
+    base = DiffusionPolicy(policy.checkpoint, member.sampler)
+    return bac.accelerate(base, member.schedule, select_for(member.schedule, base.trunk, kind, weights))
+
+
+def bank_errors(
+    reference: DiffusionPolicy,
+    candidates: Mapping[str, DiffusionPolicy],
+    observation: Mapping[str, np.ndarray],
+    seed: int,
+) -> Iterator[tuple[str, float]]:
+    """Yield each candidate's mean absolute difference to the executed actions of the reference, normalised units.
+
+    Args:
+        reference: a policy of the most denoising steps.
+        candidates: name -> policy of the same checkpoint, of any sampler.
+        observation: key -> float32[N, To, channels], task units.
+        seed: of the noise; a sampler of K steps gets the first K of the reference's.
+    """
+    observed = reference.observe(observation)
+    noise = reference.draw_noise(len(observed), [(seed, row) for row in range(len(observed))])
+    batches = [slice(start, start + _BATCH) for start in range(0, len(observed), _BATCH)]
+    executed = reference.spec.executed
+    expected = [reference.denoiser(observed[rows], _rows(noise, rows, None)) for rows in batches]
+    for name, policy in candidates.items():
+        chunks = [policy.denoiser(observed[rows], _rows(noise, rows, policy.sampler.steps)) for rows in batches]
+        differences = [(chunk - other)[:, executed].abs() for chunk, other in zip(chunks, expected, strict=True)]
+        yield name, float(torch.cat(differences).mean())
+
+
+def bank_of(policy: DiffusionPolicy, family: Sequence[Member], errors: Mapping[str, float]) -> ScheduleBank:
+    """Return the bank of a family, the first member its reference."""
+    entries = (
+        BankEntry(
+            name=each.name,
+            schedule=f"{each.name}.json",
+            sampler=dict(each.sampler.identity),
+            action_error=errors[each.name],
+            gflops=schedule_cost(each.schedule, policy.trunk.cost).planned / 1e9,
+        )
+        for each in family
+    )
+    return ScheduleBank(policy.checkpoint.digest, family[0].name, tuple(entries))
+
+
+def measure_bank(
+    candidates: Mapping[str, DiffusionPolicy],
+    observation: Mapping[str, np.ndarray],
+    calls: int,
+    executor: Selection,
+) -> DeviceProfile:
+    """Time ``predict`` of all candidates in turn on one observation, as they are used on a robot.
+
+    Args:
+        candidates: name -> policy.
+        observation: key -> float32[To, channels], task units.
+        calls: timed calls of each.
+        executor: what runs them.
+    """
+    any_policy = next(iter(candidates.values()))
+    device = any_policy.trunk.device
+    latency = measure_interleaved(
+        {name: _calling(policy, observation) for name, policy in candidates.items()},
+        calls=calls,
+        synchronise=device_synchroniser(device),
+    )
+    about = run_provenance(device, {})
+    return DeviceProfile(
+        checkpoint=any_policy.checkpoint.digest,
+        device=about["device"],
+        threads=about["threads"],
+        executor=executor.kind,
+        dtype=executor.weights,
+        versions=about["versions"],
+        latency={name: _measured(each) for name, each in latency.items()},
+    )
+
+
+def load_entry(policy: DiffusionPolicy, folder: Path, entry: BankEntry, kind: str, weights: str) -> DiffusionPolicy:
+    """Return the policy as an entry of the bank in ``folder`` has it.
+
+    Raises:
+        MissingArtefact: the schedule's file is gone.
+        Mismatch: it is for another checkpoint or sampler.
+    """
+    schedule = CacheSchedule.load(folder / entry.schedule)
+    return accelerated(policy, Member(schedule, sampler_of(entry, policy.spec.process), entry.name), kind, weights)
+
+
+def sampler_of(entry: BankEntry, process: DiffusionProcess) -> SamplerTable:
+    """Return an entry's sampler.
+
+    Raises:
+        CorruptArtefact: its identity names none.
+        Mismatch: it belongs to another diffusion process.
+    """
+    try:
+        steps = int(entry.sampler["steps"])
+        match entry.sampler["name"]:
+            case "ddpm":
+                table = ddpm(process, steps)
+            case "ddim":
+                table = ddim(process, steps, Spacing(str(entry.sampler["spacing"])))
+            case "dpm_solver":
+                table = dpm_solver(process, steps)
+            case other:
+                raise KeyError(other)
+    except (LookupError, TypeError) as error:
+        raise CorruptArtefact(
+            sentence(
+                f"bank entry {entry.name}", expected="a sampler of ours", got=dict(entry.sampler), mend="calibrate"
+            )
+        ) from error
+    if dict(table.identity) != dict(entry.sampler):
+        raise Mismatch(
+            sentence(
+                f"bank entry {entry.name}",
+                expected=f"sampler {dict(table.identity)} of this checkpoint",
+                got=dict(entry.sampler),
+                mend="run scripts/calibrate.py bank=true",
+            )
+        )
+    return table
+
+
+def _full(policy: DiffusionPolicy) -> CacheSchedule:
+    return full_schedule(policy.trunk.blocks, policy.sampler.steps, policy.provenance)
+
+
+def _rows(noise: ChunkNoise, rows: slice, steps: int | None) -> ChunkNoise:
+    return ChunkNoise(noise.initial[rows], noise.steps[:steps, rows])
+
+
+def _calling(policy: DiffusionPolicy, observation: Mapping[str, np.ndarray]) -> Callable[[], object]:
+    return lambda: policy.predict(observation)
+
+
+def _measured(latency: Latency) -> Measured:
+    return Measured(latency.p50_ms, latency.p99_ms, latency.calls)

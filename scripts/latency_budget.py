@@ -1,0 +1,59 @@
+"""Hold this device to a latency budget: ``python scripts/latency_budget.py task=push_t budget_ms=80 rate_hz=10``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from bac.control import DeviceProfile, LatencyBudget, ScheduleBank
+from bac.results import run_provenance, write_results
+from bac.timing import device_synchroniser
+from configs.budgets import LatencyBudgetConfig
+from configs.entry import script
+from configs.tasks import HELD_OUT_SEED, demonstrations
+from policies.bank import BANK_FILE, device_path, load_entry
+from policies.loading import bank_folder, load_policy
+
+
+def main(config: LatencyBudgetConfig, folder: Path) -> None:
+    """Select from the bank, time it, print histogram and verdict; end with status 1 if the budget is exceeded."""
+    budget = LatencyBudget(config.budget_ms, config.rate_hz)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    policy = load_policy(config.checkpoint or config.task.name, device=config.device)
+    home = bank_folder(policy)
+    bank = ScheduleBank.load(home / BANK_FILE)
+    executor = config.executor.select_plain(policy.trunk)
+    device = DeviceProfile.load(device_path(home, policy.trunk.device, executor))
+    entry = bank.on(device).select(config.budget_ms)
+    fast = load_entry(policy, home, entry, executor.kind, executor.weights)
+    demos = demonstrations(config.task)
+    spread = demos.spread_observations(1, policy.observation_steps, HELD_OUT_SEED)
+    one = {key: values[0] for key, values in spread.items()}
+    synchronise = device_synchroniser(policy.trunk.device)
+
+    def chunk() -> None:
+        fast.predict(one)
+        synchronise()
+
+    print(f"{entry.name} (action error {entry.action_error:.4f}), {config.calls} chunks on {device.device}")
+    verdict = budget.measure(chunk, calls=config.calls, warmup=config.warmup)
+    results = {
+        "task": config.task.name,
+        "entry": asdict(entry),
+        "expected": asdict(bank.on(device).latency(entry)),
+        "verdict": verdict.to_json(),
+        "executor": executor.to_json(),
+        "provenance": run_provenance(policy.trunk.device, asdict(config)),
+    }
+    write_results(folder / "results.json", results)
+    print(f"{verdict.histogram()}\n{verdict}\nresults in {folder}")
+    if not verdict.kept:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    script("latency_budget", LatencyBudgetConfig)(main)()

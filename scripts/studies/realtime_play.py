@@ -1,0 +1,170 @@
+"""What ``scripts/eval.py control=...`` plays: the configured loop, its latencies, and what is told of both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bac.choices import choice
+from bac.control import LatencyBudget, LoopCounters
+from bac.errors import InvalidInput, sentence
+from bac.timing import device_synchroniser
+from configs.controls import ControlMode, hold_of, loop_rate
+from configs.schema import EvalConfig, TaskConfig
+from configs.tasks import HELD_OUT_SEED, demonstrations, environment
+from envs.stage import Episode
+from policies.diffusion_policy import DiffusionPolicy
+from policies.realtime import ChunkSource
+from studies.realtime_episodes import LatencyOf, RealtimeEpisode, World, play_virtual, play_wallclock
+
+_FEWEST_CALLS = 100
+
+
+CONTROL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "chunk latency p99, ms / ticks": lambda told: "{p99_ms:.1f} / {deadline_ticks}".format(**told),
+    "ticks executed / held / waited": lambda told: "{executed} / {held} / {waited}".format(**told["counters"]),
+    "deadline misses of chunks": lambda told: "{deadline_misses} of {requests}".format(**told["counters"]),
+    "action age p99, ms": lambda told: f"{told['action_age_ms'].get('p99', 0):.0f}",
+}
+"""What evaluation prints of a control loop: label -> from what ``results.json`` says of one side."""
+
+
+def require_playable(config: EvalConfig) -> None:
+    """Refuse settings that cannot be played, before any work is done.
+
+    Raises:
+        InvalidInput: an unknown choice, a rate that is not the task's, or settings of a loop where there is none.
+    """
+    mode = choice("control", config.control.mode, ControlMode)
+    rate_hz = loop_rate(config.task, config.rate_hz)
+    config.control.settings(rate_hz, config.task.action_steps, 0.0)
+    if mode is ControlMode.NONE and (config.latency != "measured" or config.rate_hz is not None):
+        raise InvalidInput(
+            sentence(
+                "latency and rate_hz",
+                expected="control=realtime or control=wallclock with them",
+                got="control=none",
+                mend="choose one of these",
+            )
+        )
+    if mode is ControlMode.WALLCLOCK and config.latency != "measured":
+        raise InvalidInput(
+            sentence("latency", expected="measured in wall-clock time", got=config.latency, mend="use control=realtime")
+        )
+
+
+def play_controlled(
+    config: EvalConfig, policy: DiffusionPolicy, side: str, seeds: Sequence[int], record: int, title: str
+) -> tuple[list[Episode], dict[str, Any]]:
+    """Play an episode per seed while time goes on.
+
+    Args:
+        config: of the evaluation.
+        policy: what plays.
+        side: ``cached`` or ``uncached``, whose latency trace an earlier result holds.
+        seeds: the episodes.
+        record: the first so many keep their frames.
+        title: of the progress bar.
+
+    Returns:
+        The episodes, and what ``results.json`` says under ``control``.
+    """
+    mode = choice("control", config.control.mode, ControlMode)
+    source = ChunkSource([policy])
+    trace = latency_trace(config.latency, side, config.task, policy, config.latency_calls)
+    p99_ms = float(np.percentile(trace, 99))
+    rate_hz = loop_rate(config.task, config.rate_hz)
+    settings = config.control.settings(rate_hz, policy.action_steps, p99_ms)
+    filmed = seeds[:record]
+    world = World(environment(config.task), source, settings, config.task.max_steps, hold_of(config.task), filmed)
+    with tqdm(total=len(seeds), desc=title, unit="episode") as bar:
+
+        def report(_: Episode) -> None:
+            bar.update()
+
+        if mode is ControlMode.WALLCLOCK:
+            played = play_wallclock(world, seeds, on_episode=report)
+        else:
+            played = play_virtual(world, seeds, drawn_from(trace), parallel=config.parallel, on_episode=report)
+    told = {"mode": str(mode), "rate_hz": rate_hz, "deadline_ticks": settings.deadline_ticks, "p99_ms": p99_ms}
+    return [each.episode for each in played], {**told, "trace_ms": trace, **summary(played)}
+
+
+def latency_trace(latency: object, side: str, task: TaskConfig, policy: DiffusionPolicy, calls: int) -> list[float]:
+    """Return latencies, ms: a constant, those measured now, or those that an earlier result holds.
+
+    Raises:
+        InvalidInput: it is neither a number of at least 0, nor ``measured``, nor the results of a ``control`` run.
+    """
+    if isinstance(latency, int | float) and 0 <= latency < float("inf"):
+        return [float(latency)]
+    if latency == "measured":
+        return measured_ms(task, policy, max(calls, _FEWEST_CALLS))
+    path = Path(str(latency))
+    if path.is_file():
+        kept = json.loads(path.read_text()).get("control", {}).get(side, {}).get("trace_ms")
+        if kept:
+            return [float(each) for each in kept]
+    raise InvalidInput(
+        sentence(
+            "latency",
+            expected=f"measured, milliseconds, or the results.json of a control run that played {side}",
+            got=latency,
+            mend="give one of these",
+        )
+    )
+
+
+def measured_ms(task: TaskConfig, policy: DiffusionPolicy, calls: int) -> list[float]:
+    """Time chunks of one observation, ms each, rounded to microseconds."""
+    spread = demonstrations(task).spread_observations(1, policy.observation_steps, HELD_OUT_SEED)
+    source, synchronise = ChunkSource([policy]), device_synchroniser(policy.trunk.device)
+
+    def chunk() -> None:
+        source.chunks(spread, [(0, 0)], [None])
+        synchronise()
+
+    return [round(each, 3) for each in LatencyBudget(1e9).measure(chunk, calls=calls).taken_ms]
+
+
+def drawn_from(trace: Sequence[float]) -> LatencyOf:
+    """Return latencies drawn from a trace, each by its episode and chunk alone, whatever is played beside it."""
+    return lambda seed, number: trace[int(np.random.default_rng((seed, number)).integers(len(trace)))]
+
+
+def summary(played: Sequence[RealtimeEpisode]) -> dict[str, Any]:
+    """Return JSON values: counters over all episodes, worst percentiles of an episode, action discontinuity."""
+    reports = [each.report for each in played]
+    names = [each.name for each in fields(LoopCounters) if each.name != "last_refusal"]
+    return {
+        "counters": {name: sum(getattr(each.counters, name) for each in reports) for name in names},
+        "stopped": {each.episode.seed: each.report.stopped for each in played if each.report.stopped},
+        **{
+            name: _worst([getattr(each, name) for each in reports])
+            for name in ("jitter_ms", "observation_age_ms", "action_age_ms", "latency_ms")
+        },
+        "seam_jump": _spread([jump for each in played for jump in each.seam_jumps]),
+        "step_within_chunk": _spread([step for each in played for step in each.steps_within]),
+    }
+
+
+def _worst(statistics: Sequence[dict[str, float]]) -> dict[str, float]:
+    counted = [each for each in statistics if each["count"]]
+    total = sum(each["count"] for each in counted)
+    if not total:
+        return {"count": 0}
+    mean = sum(each["mean"] * each["count"] for each in counted) / total
+    return {"count": total, "mean": mean, **{key: max(each[key] for each in counted) for key in ("p50", "p99", "max")}}
+
+
+def _spread(distances: Sequence[float]) -> dict[str, float]:
+    if not distances:
+        return {"count": 0}
+    p50, p95 = np.percentile(distances, [50, 95])
+    return {"count": len(distances), "mean": float(np.mean(distances)), "p50": float(p50), "p95": float(p95)}

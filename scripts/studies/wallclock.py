@@ -1,0 +1,106 @@
+"""The control loop in real time: how late its ticks are, with and without another process on the other cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import bac
+from bac.control import LatencyBudget, LoopSettings, ticks_for
+from bac.control.process import Hygiene
+from bac.executors import ExecutorKind
+from bac.results import run_provenance, write_results
+from configs.controls import hold_of
+from configs.studies import BenchConfig
+from configs.tasks import environment
+from policies.loading import load_policy, locate_checkpoint
+from policies.realtime import ChunkSource
+from studies.episodes import scores
+from studies.realtime_episodes import World, play_wallclock
+from studies.realtime_play import measured_ms, summary
+from studies.rows import markdown_table
+
+_COLUMNS = (
+    "load",
+    "ticks",
+    "skipped",
+    "jitter p50 ms",
+    "p99 ms",
+    "max ms",
+    "deadline misses",
+    "held",
+    "latency p99 ms",
+)
+
+
+def run(config: BenchConfig, folder: Path) -> None:
+    """Play in real time, alone and beside a busy process; write table and JSON into ``folder``."""
+    study = config.wallclock
+    torch.set_num_threads(config.threads)
+    policy = load_policy(locate_checkpoint(config.checkpoint or config.task.name), device=config.device)
+    fast = bac.accelerate(policy, study.schedule, ExecutorKind.AUTO)
+    trace = measured_ms(config.task, fast, study.calls)
+    p99_ms = float(np.percentile(trace, 99))
+    rate_hz = config.task.rate_hz
+    settings = LoopSettings(rate_hz, fast.action_steps, ticks_for(p99_ms, rate_hz))
+    world = World(environment(config.task), ChunkSource([fast]), settings, config.task.max_steps, hold_of(config.task))
+    seeds = range(config.task.seed, config.task.seed + study.episodes)
+    # The scheduler's priority is of the thread that asks: the loop's, and inference stays below it.
+    hygiene = Hygiene(
+        freeze_gc=study.hygiene, lock_memory=study.hygiene, priority=50 if study.hygiene else None
+    ).apply()
+    runs = {}
+    for load in (0, study.load_processes):
+        with _busy(load):
+            played = play_wallclock(world, seeds)
+        runs[load] = {**scores([each.episode for each in played]), **summary(played)}
+    results = {
+        "runs": {str(load): told for load, told in runs.items()},
+        "alone": LatencyBudget(1e9).judge(trace).to_json(),
+        "hygiene": hygiene,
+        "provenance": run_provenance(torch.device(config.device), asdict(config)),
+    }
+    text = markdown_table(_COLUMNS, [_cells(load, told) for load, told in runs.items()])
+    write_results(folder / "results.json", results)
+    print(f"{study.schedule} at {rate_hz:g} Hz, {settings.deadline_ticks} tick(s) to the deadline; hygiene: {hygiene}")
+    print(f"{text}\nresults in {folder}")
+
+
+@contextmanager
+def _busy(processes: int) -> Iterator[None]:
+    """Keep so many other processes computing."""
+    context = multiprocessing.get_context("spawn")
+    running = [context.Process(target=_burn, daemon=True) for _ in range(processes)]
+    for each in running:
+        each.start()
+    try:
+        yield
+    finally:
+        for each in running:
+            each.terminate()
+            each.join()
+
+
+def _burn() -> None:
+    while True:
+        np.linalg.svd(np.ones((200, 200)))
+
+
+def _cells(load: int, told: dict[str, Any]) -> tuple[str, ...]:
+    counters, jitter = told["counters"], told["jitter_ms"]
+    return (
+        f"{load} process(es)",
+        str(counters["ticks"]),
+        str(counters["skipped"]),
+        *(f"{jitter[key]:.2f}" for key in ("p50", "p99", "max")),
+        f"{counters['deadline_misses']} of {counters['requests']}",
+        str(counters["held"]),
+        f"{told['latency_ms'].get('p99', 0):.1f}",
+    )

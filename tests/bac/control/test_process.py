@@ -1,0 +1,60 @@
+"""Each piece of hygiene is asked for in a process of its own, so that the tests' stays as it is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bac.control.process import Hygiene
+from bac.errors import InvalidInput
+
+
+def asked(options: str, after: str = "None") -> tuple[dict[str, str], object]:
+    code = (
+        "import gc, json, os; from bac.control.process import Hygiene; "
+        f"report = Hygiene({options}).apply(); print(json.dumps([report, {after}]))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return tuple(json.loads(told.stdout))
+
+
+def test_nothing_is_asked_for_unless_wanted() -> None:
+    assert Hygiene().apply() == {}
+
+
+def test_cores_and_garbage_collection_are_set_and_the_rest_is_told() -> None:
+    report, (cores, frozen, enabled) = asked(
+        "cores=[0], torch_threads=1, freeze_gc=True, lock_memory=True, priority=10",
+        "[sorted(os.sched_getaffinity(0)), gc.get_freeze_count() > 0, gc.isenabled()]",
+    )
+    assert list(report) == ["cores", "torch_threads", "freeze_gc", "lock_memory", "priority"]
+    assert (report["cores"], cores) == ("done", [0])
+    assert (report["freeze_gc"], frozen, enabled) == ("done", True, False)
+    assert report["torch_threads"] == "torch is not loaded"
+    # Rights that this process may or may not have.
+    assert report["lock_memory"]
+    assert report["priority"]
+
+
+def test_what_the_system_refuses_is_a_sentence_and_no_error() -> None:
+    report, _ = asked("cores=[100000]")
+    assert "nvalid argument" in report["cores"]
+
+
+@pytest.mark.parametrize("options", [{"cores": []}, {"torch_threads": 0}, {"priority": 0}, {"priority": 100}])
+def test_impossible_wishes_refuse(options: dict[str, object]) -> None:
+    with pytest.raises(InvalidInput, match=r"^process hygiene: expected cores, torch_threads of at least 1"):
+        Hygiene(**options)
+
+
+def test_a_priority_stays_with_the_thread_that_asked() -> None:
+    started = (
+        "(lambda found: ([t := __import__('threading').Thread(target=lambda: found.append(os.sched_getscheduler(0))), "
+        "t.start(), t.join()], found[0])[1])([])"
+    )
+    report, policy = asked("priority=1", started)
+    assert report["priority"]
+    assert policy == 0  # SCHED_OTHER, whether the priority was granted or not

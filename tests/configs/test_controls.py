@@ -1,0 +1,55 @@
+"""``control=`` composes, becomes loop settings, and knows what holds a task's robot where it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from bac.control import Fallback, LoopSettings, Seam
+from bac.errors import InvalidInput
+from configs import schema
+from configs.controls import ControlMode, hold_of, loop_rate
+from configs.store import register
+
+FOLDER = Path(schema.__file__).parent
+
+
+def config(*overrides: str) -> schema.EvalConfig:
+    register()
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        return OmegaConf.to_object(compose("eval", list(overrides)))
+
+
+@pytest.mark.parametrize("mode", ControlMode)
+def test_every_mode_composes(mode: ControlMode) -> None:
+    assert config(f"control={mode}").control.mode == mode
+    assert {path.stem for path in (FOLDER / "control").glob("*.yaml")} == set(ControlMode)
+
+
+def test_settings_follow_task_policy_and_latency() -> None:
+    made = config("control=realtime").control.settings(10.0, 8, 451.0)
+    assert made == LoopSettings(rate_hz=10.0, replan_ticks=8, deadline_ticks=5)
+    overrides = ["seam=inpaint", "fallback=stop", "replan_ticks=4", "deadline_ticks=2", "stall_ms=900", "restarts=3"]
+    made = config("control=realtime", *(f"control.{each}" for each in overrides)).control.settings(20.0, 8, 10.0)
+    assert made == LoopSettings(20.0, 4, 2, Seam.INPAINT, fallback=Fallback.STOP, stall_ms=900.0, restarts=3)
+
+
+def test_the_rate_is_the_tasks() -> None:
+    task = config().task
+    assert loop_rate(task, None) == loop_rate(task, 10.0) == 10.0
+    with pytest.raises(InvalidInput, match=r"^rate_hz: expected 10, the rate of push_t, got 20\.0; leave it out\.$"):
+        loop_rate(task, 20.0)
+
+
+def test_absolute_targets_are_repeated_and_deltas_end_but_for_the_gripper() -> None:
+    action = np.arange(1, 15, dtype=np.float32)
+    assert hold_of(config().task)(action[:2]).tolist() == [1, 2]
+    assert hold_of(config("task=can").task)(action[:10]).tolist() == list(range(1, 11))
+    held = hold_of(config("task=can", "task.action_dim=7").task)(action[:7])
+    assert (held.tolist(), held.dtype) == ([0, 0, 0, 0, 0, 0, 7], np.float32)
+    two_arms = hold_of(config("task=transport", "task.action_dim=14").task)(action)
+    assert np.flatnonzero(two_arms).tolist() == [6, 13]

@@ -1,0 +1,130 @@
+"""Schedule bank, latency budget and evaluation with latency, end to end and small."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bac.control import DeviceProfile, ScheduleBank
+
+SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
+SMALL = ["policy.layers=2", "policy.width=32", "policy.heads=2", "policy.train_steps=10", "optimiser.batch_size=8"]
+CHECKPOINT = ["checkpoint=run/checkpoint.safetensors", "threads=1", "executor=eager"]
+
+
+def run(folder: Path, script: str, *overrides: str, status: int = 0) -> str:
+    command = [sys.executable, str(SCRIPTS / f"{script}.py"), *overrides]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def results(folder: Path, script: str) -> dict:
+    newest = max((folder / "outputs" / script).iterdir())
+    return json.loads((newest / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def banked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a policy trained for 2 steps, calibrated, and its bank."""
+    folder = tmp_path_factory.mktemp("control")
+    cycle = ["optimiser.cycles=[2]", "optimiser.warmup_steps=1", "rollout.every=0", "sampler.steps=2", "threads=1"]
+    run(folder, "train", *SMALL, *cycle, "save_every=2", "output=run")
+    run(folder, "calibrate", *CHECKPOINT, "observations=4", "batch=2", "sensitivity_observations=2", "cache.updates=3")
+    family = ["family.updates=[2,5]", "family.ddim=[4]", "family.calls=3", "observations=4"]
+    run(folder, "calibrate", *CHECKPOINT, "bank=true", *family)
+    return folder
+
+
+def test_the_bank_holds_the_family_and_what_it_takes_here(banked: Path) -> None:
+    home = banked / "run" / "bank"
+    bank = ScheduleBank.load(home / "bank.json")
+    assert [entry.name for entry in bank.entries] == [
+        "ddpm-10/none",
+        *(f"ddpm-10/{method}-s{updates}" for method in ("bac", "bac_weighted") for updates in (2, 5)),
+        "ddim-4-trailing/none",
+    ]
+    assert all((home / entry.schedule).is_file() for entry in bank.entries)
+    errors = {entry.name: entry.action_error for entry in bank.entries}
+    assert errors["ddpm-10/none"] == 0
+    assert all(error > 0 for name, error in errors.items() if name != bank.reference)
+    (path,) = (home / "devices").iterdir()
+    device = DeviceProfile.load(path)
+    assert (device.threads, device.executor, device.dtype) == (1, "eager", "fp32")
+    assert set(device.latency) == set(errors)
+    assert "torch" in device.versions
+
+
+def test_a_budget_is_kept_exceeded_or_beyond_the_bank(banked: Path) -> None:
+    kept = run(banked, "latency_budget", *CHECKPOINT, "budget_ms=60000", "calls=100", "warmup=1")
+    assert "ddpm-10/none (action error 0.0000), 100 chunks on" in kept
+    assert "latency budget kept: p99" in kept
+    assert results(banked, "latency_budget")["verdict"]["kept"] is True
+    told = run(banked, "latency_budget", *CHECKPOINT, "budget_ms=0.0001", "calls=100", status=1)
+    assert told.startswith("error: schedule bank: expected a schedule within 0.0001 ms on")
+    (path,) = (banked / "run" / "bank" / "devices").iterdir()
+    measured = path.read_text()
+    document = json.loads(measured)
+    for each in document["latency"].values():
+        each.update(p50_ms=1e-5, p99_ms=1e-5)
+    path.write_text(json.dumps(document))
+    told = run(banked, "latency_budget", *CHECKPOINT, "budget_ms=0.0001", "calls=100", "warmup=0", status=1)
+    path.write_text(measured)
+    assert "latency budget exceeded: p99" in told
+    assert results(banked, "latency_budget")["verdict"]["kept"] is False
+
+
+def test_a_budget_without_a_bank_says_how_to_make_one(banked: Path) -> None:
+    other = ["checkpoint=run/elsewhere/checkpoint.safetensors", "threads=1"]
+    (banked / "run" / "elsewhere").mkdir(exist_ok=True)
+    (banked / "run" / "elsewhere" / "checkpoint.safetensors").write_bytes(
+        (banked / "run" / "checkpoint.safetensors").read_bytes()
+    )
+    told = run(banked, "latency_budget", *other, "budget_ms=80", status=1)
+    assert told == (
+        "error: schedule bank: expected a file run/elsewhere/bank/bank.json, got none; "
+        "run scripts/calibrate.py bank=true.\n"
+    )
+    told = run(banked, "latency_budget", *CHECKPOINT, "budget_ms=101", "rate_hz=10", status=1)
+    assert told.startswith("error: latency budget: expected more than 0 ms, at most the period of 100 ms, got 101")
+
+
+SHORT = ["episodes=2", "task.max_steps=14", "latency_calls=2", "error_observations=2", "video=0", "cache.updates=3"]
+
+
+def test_evaluation_without_latency_is_the_evaluation_and_with_it_repeats(banked: Path) -> None:
+    run(banked, "eval", *CHECKPOINT, *SHORT)
+    still = results(banked, "eval")
+    assert "control" not in still
+    run(banked, "eval", *CHECKPOINT, *SHORT, "control=realtime", "latency=0", "rate_hz=10")
+    moving = results(banked, "eval")
+    assert moving["scores"] == still["scores"]
+    assert moving["control"]["cached"]["counters"]["executed"] == 28
+    told = run(banked, "eval", *CHECKPOINT, *SHORT, "control=realtime", "control.seam=inpaint", "compare=none")
+    assert "deadline misses of chunks" in told
+    first = max((banked / "outputs" / "eval").iterdir()) / "results.json"
+    measured = json.loads(first.read_text())
+    assert len(measured["control"]["uncached"]["trace_ms"]) == 100
+    again = ["control=realtime", "control.seam=inpaint", f"latency={first}", "control.deadline_ticks=1"]
+    run(banked, "eval", *CHECKPOINT, *SHORT, *again)
+    repeated = results(banked, "eval")
+    assert repeated["control"]["cached"]["trace_ms"] == measured["control"]["cached"]["trace_ms"]
+    run(banked, "eval", *CHECKPOINT, *SHORT, *again)
+    assert results(banked, "eval")["scores"] == repeated["scores"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["latency=60"], "error: latency and rate_hz: expected control=realtime or control=wallclock with them"),
+        (["control=realtime", "rate_hz=20"], "error: rate_hz: expected 10, the rate of push_t, got 20.0"),
+        (["control=realtime", "control.seam=glue"], "error: control.seam: expected one of replace, blend, inpaint"),
+        (["control=wallclock", "latency=60"], "error: latency: expected measured in wall-clock time, got 60"),
+    ],
+)
+def test_settings_that_cannot_be_played_refuse_before_any_work(tmp_path: Path, overrides: list[str], told: str) -> None:
+    assert run(tmp_path, "eval", *overrides, status=1).startswith(told)

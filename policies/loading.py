@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from bac.errors import InvalidInput, MissingArtefact, sentence
+from bac.errors import InvalidInput, Mismatch, MissingArtefact, sentence
 from bac.methods import Method, NoCache, Search, full_schedule
 from bac.profile import FeatureProfile
 from bac.sampler_table import SamplerTable
@@ -18,8 +18,9 @@ from policies.base import PolicySpec
 from policies.checkpoint import PolicyCheckpoint, load_checkpoint
 from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_transformer import DiffusionTransformer
-from policies.original_checkpoint import read_original_checkpoint
+from policies.original_checkpoint import OriginalCheckpoint, read_original_checkpoint
 from policies.samplers import DiffusionProcess, ddpm
+from policies.vision import ObservationEncoder, VisionConfig
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -107,17 +108,19 @@ def schedule_folder(checkpoint: Path, sampler: SamplerTable) -> Path:
 
 
 def import_original(
-    path: str | Path, *, weights: Weights, task: str, observation: Mapping[str, int]
+    path: str | Path, *, weights: Weights, task: str, observation: Mapping[str, int], vision: VisionConfig | None = None
 ) -> PolicyCheckpoint:
-    """Convert a low-dim ``.ckpt`` of the original diffusion_policy; ``save_checkpoint`` makes it one of ours.
+    """Convert a ``.ckpt`` of the original diffusion_policy; ``save_checkpoint`` makes it one of ours.
 
     Args:
         path: the original file; read without trust.
         weights: ``ema`` (what the original evaluates) or ``raw``.
         task: the task it was trained for.
         observation: key -> channels, in the order the observation was concatenated in training.
+        vision: which keys are images, and their sizes; None for a low-dim policy. The crop is the checkpoint's.
 
     Raises:
+        Mismatch: the checkpoint observes something else than the task.
         InvalidInput: the observation does not fit, or the diffusion process is not one of ours.
     """
     original = read_original_checkpoint(path, weights=weights)
@@ -129,11 +132,34 @@ def import_original(
             sentence(f"diffusion of {path}", expected=ours, got=stored, mend="only this process has a sampler here")
         )
     process = DiffusionProcess(train_steps=diffusion.num_train_timesteps)
-    spec = PolicySpec(task, dict(observation), original.action_steps, original.network_config, process)
+    observation, vision, encoder = _original_vision(path, original, observation, vision)
+    spec = PolicySpec(task, dict(observation), original.action_steps, original.network_config, process, vision)
     network = DiffusionTransformer(original.network_config)
     network.load_state_dict(original.network)
     training = {"source": str(path), "weights": weights, "diffusion": asdict(diffusion)}
     normalizers = original.normalizers
     return PolicyCheckpoint(
-        spec, network.eval().requires_grad_(False), normalizers["obs"], normalizers["action"], training
+        spec, network.eval().requires_grad_(False), normalizers["obs"], normalizers["action"], training, encoder
     )
+
+
+def _original_vision(
+    path: str | Path, original: OriginalCheckpoint, observation: Mapping[str, int], vision: VisionConfig | None
+) -> tuple[Mapping[str, int], VisionConfig | None, ObservationEncoder | None]:
+    """Return observation keys, cameras and encoder as the checkpoint has them, under the task's keys."""
+    if original.vision is None and vision is None:
+        return observation, None, None
+    if original.vision is None or vision is None:
+        kinds = ("a low-dim policy", "an image policy")
+        raise Mismatch(
+            sentence(
+                f"checkpoint {path}",
+                expected=f"{kinds[vision is not None]}, as the task is",
+                got=kinds[original.vision is not None],
+                mend="choose the task that it was trained for",
+            )
+        )
+    found = original.vision.renamed(observation, vision.images)
+    encoder = ObservationEncoder(found.observation, found.config)
+    encoder.load_state_dict(found.encoder)
+    return found.observation, found.config, encoder.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Reads low-dim transformer checkpoints of ``real-stanford/diffusion_policy`` without its packages and without trust.
+"""Reads transformer checkpoints of ``real-stanford/diffusion_policy`` without its packages and without trust.
 
 Such a ``.ckpt`` is torch's zip format, its ``data.pkl`` pickled by dill::
 
@@ -7,13 +7,14 @@ Such a ``.ckpt`` is torch's zip format, its ``data.pkl`` pickled by dill::
                        pickles      dill bytes             -> dropped
     archive/data/<n>   storages                            -> read only for the tensors returned
 
-``policies/restricted_archive.py`` reads the file without running any of it; here is what its parts mean.
+``policies/restricted_archive.py`` reads the file without running any of it; here is what its parts mean, and in
+``policies/original_vision.py`` what those of an image policy mean beside them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,6 +25,7 @@ from torch import Tensor
 from bac.errors import InvalidInput, Mismatch, MissingArtefact, sentence
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from policies.normalizer import LimitsNormalizer
+from policies.original_vision import ENCODER, HYBRID_POLICY, OriginalVision, read_vision
 from policies.restricted_archive import InertNode, TensorRef, TorchArchive, corrupt, open_records
 
 _Kind = TypeVar("_Kind", int, float, str, bool)
@@ -33,18 +35,16 @@ _POLICY = "DiffusionTransformerLowdimPolicy"
 _NETWORK = "model."
 _MASKS = ("mask", "memory_mask")
 _NORMALIZER = "normalizer.params_dict."
-_BESIDES_NETWORK = re.compile(
-    r"(mask_generator\.)?_dummy_variable"
-    r"|normalizer\.params_dict\.(obs|action)\.(scale|offset|input_stats\.(min|max|mean|std))"
-)
+_BESIDES_NETWORK = r"(mask_generator\.)?_dummy_variable"
+_STATISTICS = r"normalizer\.params_dict\.({})\.(scale|offset|input_stats\.(min|max|mean|std))"
 
 _SIZES = {
     "action_dim": ("action_dim", "policy.action_dim", "policy.model.input_dim", "policy.model.output_dim"),
     "observation_dim": ("obs_dim", "policy.obs_dim", "policy.model.cond_dim"),
     "horizon": ("horizon", "policy.horizon", "policy.model.horizon"),
     "observation_steps": ("n_obs_steps", "policy.n_obs_steps", "policy.model.n_obs_steps"),
-    "layers": ("policy.model.n_layer",),
-    "width": ("policy.model.n_emb",),
+    "layers": ("policy.model.n_layer", "policy.n_layer"),
+    "width": ("policy.model.n_emb", "policy.n_emb"),
 }
 """Each size that the weights tell -> where the configuration states it again."""
 
@@ -55,6 +55,10 @@ _SWITCHES = {
     "policy.model.time_as_cond": True,
     "policy.model.causal_attn": True,
     "policy.model.n_cond_layers": 0,
+    # An image policy's configuration has the network's values among its own.
+    "policy.time_as_cond": True,
+    "policy.causal_attn": True,
+    "policy.n_cond_layers": 0,
 }
 """The only variant that our network is; one the configuration leaves out still shows in the weights' names."""
 
@@ -90,10 +94,11 @@ class OriginalCheckpoint:
         config: the training configuration, plain. A value that is one ``${a.b}`` is resolved; references inside longer
             text and other resolvers (``${eval:...}``, ``${now:...}``) stay as written.
         network: state dict on the CPU; loads strictly into ``DiffusionTransformer(network_config)``.
-        normalizers: ``obs`` with Do channels and ``action`` with Da channels.
+        normalizers: ``obs`` with Do channels, of an image policy those of its low-dim keys, and ``action`` with Da.
         network_config: sizes from the weights, heads and dropout from the configuration.
         action_steps: actions executed per chunk Ta, from the chunk's index To - 1 on.
         diffusion: the noise scheduler of the training.
+        vision: of an image policy, its cameras and encoder; else None.
     """
 
     config: Mapping[str, Any]
@@ -102,6 +107,7 @@ class OriginalCheckpoint:
     network_config: DiffusionTransformerConfig
     action_steps: int
     diffusion: OriginalDiffusion
+    vision: OriginalVision | None = None
 
     @property
     def horizon(self) -> int:
@@ -140,28 +146,31 @@ def read_original_checkpoint(path: Path | str, *, weights: Literal["ema", "raw"]
 def _read(archive: TorchArchive, weights: str) -> OriginalCheckpoint:
     path, payload = archive.path, archive.payload()
     config = _plain_config(path, payload.get("cfg"))
-    _require_our_variant(path, config)
+    hybrid = _require_our_variant(path, config) == HYBRID_POLICY
     policy = _policy_tensors(path, payload["state_dicts"], weights)
+    vision = read_vision(archive, config["policy"], policy) if hybrid else None
     refs = {name.removeprefix(_NETWORK): ref for name, ref in policy.items() if name.startswith(_NETWORK)}
     network_config = _network_config(path, {name: ref.size for name, ref in refs.items()}, config)
-    _require_names(path, policy, network_config)
+    observed = {"obs": network_config.observation_dim} if vision is None else vision.low_dim
+    _require_names(path, policy, network_config, vision)
     network = {name: archive.tensor(name, ref) for name, ref in refs.items()}
     _require_values(path, network, network_config)
     return OriginalCheckpoint(
         config=config,
         network=network,
         normalizers={
-            "obs": _normalizer(archive, policy, "obs", network_config.observation_dim),
+            "obs": _joined([_normalizer(archive, policy, key, size) for key, size in observed.items()]),
             "action": _normalizer(archive, policy, "action", network_config.action_dim),
         },
         network_config=network_config,
         action_steps=_action_steps(path, config, network_config),
         diffusion=_diffusion(path, config),
+        vision=vision,
     )
 
 
 def _foreign(path: Path, expected: object, got: object) -> Mismatch:
-    mend = "use a checkpoint of the original's low-dim transformer policy"
+    mend = "use a checkpoint of the original's low-dim or hybrid image transformer policy"
     return Mismatch(sentence(f"checkpoint {path}", expected=expected, got=got, mend=mend))
 
 
@@ -227,14 +236,16 @@ def _needed(path: Path, config: Mapping[str, Any], where: str, kind: type[_Kind]
     raise corrupt(path, f"cfg.{where} of type {kind.__name__}", repr(value))
 
 
-def _require_our_variant(path: Path, config: Mapping[str, Any]) -> None:
+def _require_our_variant(path: Path, config: Mapping[str, Any]) -> str:
+    """Return the name of the policy's class."""
     target = _needed(path, config, "policy._target_", str).rpartition(".")[2]
-    if target != _POLICY:
-        raise _foreign(path, _POLICY, target)
+    if target not in {_POLICY, HYBRID_POLICY}:
+        raise _foreign(path, f"{_POLICY} or {HYBRID_POLICY}", target)
     for where, ours in _SWITCHES.items():
         stated = _stated(config, where)
         if stated is not None and stated != ours:
             raise _foreign(path, f"{where}={ours}", stated)
+    return target
 
 
 def _policy_tensors(path: Path, state_dicts: Mapping[str, Any], weights: str) -> Mapping[str, TensorRef]:
@@ -263,6 +274,7 @@ def _network_config(
         _, observation_dim = sizes["cond_obs_emb.weight"]
     except (KeyError, ValueError) as error:
         raise _foreign(path, "the weights of a transformer conditioned on observations", error) from error
+    stated_under = "policy.model" if _stated(config, "policy.model") is not None else "policy"
     told = DiffusionTransformerConfig(
         action_dim=action_dim,
         observation_dim=observation_dim,
@@ -270,9 +282,9 @@ def _network_config(
         observation_steps=condition_tokens - 1,
         # Counted, not the highest number: that would let a name decide how much is built.
         layers=len({name.split(".")[2] for name in sizes if re.match(r"decoder\.layers\.\d+\.", name)}),
-        heads=_needed(path, config, "policy.model.n_head", int),
+        heads=_needed(path, config, f"{stated_under}.n_head", int),
         width=width,
-        attention_dropout=_needed(path, config, "policy.model.p_drop_attn", float),
+        attention_dropout=_needed(path, config, f"{stated_under}.p_drop_attn", float),
     )
     for size, places in _SIZES.items():
         for where in places:
@@ -282,13 +294,18 @@ def _network_config(
     return told
 
 
-def _require_names(path: Path, policy: Mapping[str, TensorRef], config: DiffusionTransformerConfig) -> None:
+def _require_names(
+    path: Path, policy: Mapping[str, TensorRef], config: DiffusionTransformerConfig, vision: OriginalVision | None
+) -> None:
     with torch.device("meta"):
         ours = DiffusionTransformer(config).state_dict()
     sizes = {_NETWORK + name: tuple(value.shape) for name, value in ours.items()}
-    needed = {*sizes, *(f"{_NORMALIZER}{key}.{part}" for key in ("obs", "action") for part in ("scale", "offset"))}
+    normalized = ("obs", "action") if vision is None else (*vision.observation, "action")
+    needed = {*sizes, *(f"{_NORMALIZER}{key}.{part}" for key in normalized for part in ("scale", "offset"))}
+    beside = re.compile(f"{_BESIDES_NETWORK}|{_STATISTICS.format('|'.join(map(re.escape, normalized)))}")
+    read = set() if vision is None else {ENCODER + name for name in vision.encoder}
     missing = sorted(needed - policy.keys())
-    extra = sorted(name for name in policy.keys() - needed if not _BESIDES_NETWORK.fullmatch(name))
+    extra = sorted(name for name in policy.keys() - needed - read if not beside.fullmatch(name))
     if missing or extra:
         raise _foreign(path, "the weight names of our network", f"missing {missing[:3]}, extra {extra[:3]}")
     for name, size in sizes.items():
@@ -317,6 +334,12 @@ def _normalizer(archive: TorchArchive, policy: Mapping[str, TensorRef], key: str
     if normalizer.channels != channels:
         raise _foreign(archive.path, f"{channels} channels in the {key} normaliser", normalizer.channels)
     return normalizer
+
+
+def _joined(normalizers: Sequence[LimitsNormalizer]) -> LimitsNormalizer:
+    """Return one normaliser of all channels side by side."""
+    scales, offsets = ([getattr(each, part) for each in normalizers] for part in ("scale", "offset"))
+    return LimitsNormalizer(torch.cat([torch.empty(0), *scales]), torch.cat([torch.empty(0), *offsets]))
 
 
 def _action_steps(path: Path, config: Mapping[str, Any], network: DiffusionTransformerConfig) -> int:

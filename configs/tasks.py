@@ -28,7 +28,7 @@ class TaskDemonstrations:
     """Demonstrations of any task.
 
     Attributes:
-        observations: key -> float32[N, channels], task units.
+        observations: key -> float32[N, channels], task units; images uint8[N, height, width, 3].
         actions: float32[N, Da], task units.
         episode_ends: int64[E].
     """
@@ -38,8 +38,10 @@ class TaskDemonstrations:
     episode_ends: np.ndarray
 
     def joined(self, keys: Mapping[str, int]) -> np.ndarray:
-        """Return float32[N, Do]: the observation keys side by side in the order of ``keys``."""
-        return np.concatenate([self.observations[key] for key in keys], axis=1)
+        """Return float32[N, channels]: the observation's low-dim ``keys`` side by side, in that order."""
+        return np.concatenate(
+            [np.empty((len(self.actions), 0), np.float32), *(self.observations[key] for key in keys)], axis=1
+        )
 
     def spread_observations(
         self, count: int, observation_steps: int, seed: int, earlier: int = 0
@@ -50,7 +52,7 @@ class TaskDemonstrations:
         beginning of the episode.
 
         Returns:
-            key -> float32[count, To, channels].
+            key -> float32[count, To, channels], images uint8[count, To, height, width, 3].
 
         Raises:
             InvalidInput: ``count`` is not in [1, frames].
@@ -80,16 +82,39 @@ def environment(task: TaskConfig) -> Callable[[], Env]:
 
 
 def demonstrations(task: TaskConfig, path: str | None = None) -> TaskDemonstrations:
-    """Read the task's demonstrations: unless ``path`` is given the committed ones, else what ``make_demos`` wrote."""
-    return _known(task, _DEMONSTRATIONS)(task, path)
+    """Read the task's demonstrations: unless ``path`` is given the committed ones, else what ``make_demos`` wrote.
+
+    Raises:
+        InvalidInput: no such task, or images of another size than the task's.
+        DemonstrationError: they cannot be read.
+    """
+    read = _known(task, _DEMONSTRATIONS)(task, path)
+    for key, size in task.images.items():
+        shape = read.observations[key].shape[1:]
+        if shape != (*size, 3):
+            raise InvalidInput(
+                sentence(
+                    f"demonstrated images '{key}'",
+                    expected=f"{size} pixels as task.images",
+                    got=list(shape[:2]),
+                    mend="correct task.images and task.crop or record them at that size",
+                )
+            )
+    return read
+
+
+def world(task: TaskConfig) -> str:
+    """Return the name of the world a task is played in: a low-dim task and its image variant share it."""
+    return task.name.removesuffix("_image")
 
 
 def _push_t(task: TaskConfig) -> Env:
-    return PushTEnv(max_steps=task.max_steps)
+    return PushTEnv(max_steps=task.max_steps, observation=tuple(task.observation))
 
 
-def _push_t_demonstrations(_: TaskConfig, path: str | None) -> TaskDemonstrations:
-    read = read_push_t(PUSH_T_DEMOS if path is None else path)
+def _push_t_demonstrations(task: TaskConfig, path: str | None) -> TaskDemonstrations:
+    shipped = PUSH_T_DEMOS if not task.images else _PUSH_T_IMAGES
+    read = read_push_t(shipped if path is None else path, images=bool(task.images))
     return TaskDemonstrations(read.observations, read.actions, read.episode_ends)
 
 
@@ -97,26 +122,48 @@ def _robomimic(task: TaskConfig) -> Env:
     # Here, for Push-T must run without robomimic's packages.
     from envs.robomimic import RobomimicEnv
 
-    absolute = is_absolute(task.name, task.action_dim)
-    return RobomimicEnv(task.name, absolute=absolute, observation=tuple(task.observation), max_steps=task.max_steps)
+    name = world(task)
+    return RobomimicEnv(
+        name,
+        absolute=is_absolute(name, task.action_dim),
+        observation=tuple(task.observation),
+        max_steps=task.max_steps,
+        image_size=_square_size(task),
+    )
+
+
+def _square_size(task: TaskConfig) -> int | None:
+    """Return height and width of robomimic's images, which are one number for all its cameras."""
+    sizes = {length for size in task.images.values() for length in size}
+    if len(sizes) > 1:
+        raise InvalidInput(
+            sentence("task.images", expected="square images of one size", got=task.images, mend="give them one size")
+        )
+    return next(iter(sizes), None)
 
 
 def _robomimic_demonstrations(task: TaskConfig, path: str | None) -> TaskDemonstrations:
-    absolute = is_absolute(task.name, task.action_dim)
+    name = world(task)
+    absolute = is_absolute(name, task.action_dim)
     from envs.demos.robomimic import read_robomimic
 
-    file = f"outputs/demos/{task.name}/low_dim.hdf5" if path is None else path
-    read = read_robomimic(file, task.name, absolute=absolute, keys=tuple(task.observation))
+    kind = "image" if task.images else "low_dim"
+    file = f"outputs/demos/{task.name}/{kind}.hdf5" if path is None else path
+    read = read_robomimic(file, name, absolute=absolute, keys=tuple(task.observation))
     return TaskDemonstrations(read.observations, read.actions, read.episode_ends)
 
+
+_PUSH_T_IMAGES = "outputs/demos/push_t_image/pusht_cchi_v7_replay.zarr.zip"
+"""Where the store published with diffusion_policy is looked for; ours is its low-dim part."""
 
 _ENVIRONMENTS = {"push_t": _push_t, **dict.fromkeys(TASKS, _robomimic)}
 _DEMONSTRATIONS = {"push_t": _push_t_demonstrations, **dict.fromkeys(TASKS, _robomimic_demonstrations)}
 
 
 def _known(task: TaskConfig, table: Mapping[str, _Entry]) -> _Entry:
-    if task.name not in table:
+    name = world(task)
+    if name not in table:
         raise InvalidInput(
             sentence("task.name", expected=f"one of {sorted(table)}", got=task.name, mend="choose one of these")
         )
-    return table[task.name]
+    return table[name]

@@ -37,7 +37,8 @@ class VisionConfig:
 
     Attributes:
         images: observation key -> (height, width), pixels.
-        crop: (height, width), pixels, smaller than every image.
+        crop: (height, width), pixels, smaller than every image and above 32: of less the network keeps one place, and
+            where in the image something is seen is all that its spatial softmax tells.
     """
 
     images: Mapping[str, tuple[int, int]]
@@ -45,11 +46,12 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         height, width = self.crop
-        if not self.images or not all(1 <= height < h and 1 <= width < w for h, w in self.images.values()):
+        smaller = all(height < h and width < w for h, w in self.images.values())
+        if not self.images or not smaller or min(self.crop) <= _TOTAL_STRIDE:
             raise InvalidInput(
                 sentence(
                     "task.crop",
-                    expected=f"height and width from 1 to below those of every image in {dict(self.images)}",
+                    expected=f"height and width from 33 to below those of every image in {dict(self.images)}",
                     got=list(self.crop),
                     mend="correct task.crop or task.images",
                 )

@@ -32,6 +32,15 @@ def main(config: ExportConfig, folder: Path) -> None:
     """
     checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
     policy = load_policy(checkpoint, sampler=config.sampler.build)
+    if policy.spec.vision is not None:
+        raise Unavailable(
+            sentence(
+                "export",
+                expected="a low-dim policy",
+                got="an image policy",
+                mend="evaluate it with executor=onnx here",
+            )
+        )
     schedule = make_schedule(config.cache.build(), policy, checkpoint)
     schedule.require_plain("ONNX graph")
     executor = build_executor(schedule, policy.trunk, policy.sampler, policy.provenance, ExecutorKind.EAGER)

@@ -19,8 +19,13 @@ def main(config: ImportConfig, folder: Path) -> None:
         raise InvalidInput(
             sentence("weights", expected="ema or raw", got=config.weights, mend="ema is what the original evaluates")
         )
+    task = config.task
     checkpoint = import_original(
-        config.source, weights=_WEIGHTS[config.weights], task=config.task.name, observation=config.task.observation
+        config.source,
+        weights=_WEIGHTS[config.weights],
+        task=task.name,
+        observation=task.observation,
+        vision=task.vision,
     )
     save_checkpoint(checkpoint, folder / CHECKPOINT_FILE)
     print(f"wrote {folder / CHECKPOINT_FILE}, digest {checkpoint.digest[:12]}")

@@ -44,8 +44,12 @@ def observation(batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {key: draw.uniform(0, 512, (batch, 2, size)).astype(np.float32) for key, size in KEYS.items()}
 
 
-@cache
 def image_encoder(seed: int = 0) -> ObservationEncoder:
+    return _image_encoder(seed)
+
+
+@cache
+def _image_encoder(seed: int) -> ObservationEncoder:
     torch.manual_seed(seed)
     return ObservationEncoder(IMAGE_KEYS, CAMERA).eval().requires_grad_(False)
 

@@ -85,8 +85,8 @@ def test_encoder_is_itemised_apart_from_denoising(policy: DiffusionPolicy) -> No
     assert set(found["latency_ms"]) == set(found["gflops"]) == {"cached", "uncached", "encoder"}
     assert 0 < found["latency_ms"]["encoder"]["p50"] <= found["latency_ms"]["encoder"]["p99"]
     assert set(found["control_rate_hz"]) == {"cached", "uncached"}
-    # Two images of 33 x 36: ResNet-18's 3.6 GFLOPs for 224 x 224, and borders.
-    assert found["gflops"]["encoder"] == pytest.approx(2 * 3.6 * 33 * 36 / 224**2, rel=0.6)
+    # ResNet-18 takes 3.6 GFLOPs for 224 x 224; two images of 33 x 36 cost less than of 64 x 64, for sizes round up.
+    assert 2 * 3.6 * 33 * 36 / 224**2 < found["gflops"]["encoder"] < 2 * 3.6 * 64 * 64 / 224**2
 
 
 def _changed(**change: np.ndarray) -> dict[str, np.ndarray]:

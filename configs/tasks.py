@@ -115,7 +115,8 @@ def _push_t(task: TaskConfig) -> Env:
 def _push_t_demonstrations(task: TaskConfig, path: str | None) -> TaskDemonstrations:
     shipped = PUSH_T_DEMOS if not task.images else _PUSH_T_IMAGES
     read = read_push_t(shipped if path is None else path, images=bool(task.images))
-    return TaskDemonstrations(read.observations, read.actions, read.episode_ends)
+    observations = {key: values for key, values in read.observations.items() if key in task.observation}
+    return TaskDemonstrations(observations, read.actions, read.episode_ends)
 
 
 def _robomimic(task: TaskConfig) -> Env:

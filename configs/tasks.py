@@ -93,7 +93,7 @@ def require_task(task: TaskConfig, policy: PolicySpec) -> None:
     """
     action_dim = policy.network.action_dim
     if policy.task != task.name:
-        expected, got, mend = f"task {task.name}", policy.task, f"play it with task={policy.task}"
+        expected, got, mend = f"task {task.name}", policy.task, f"give task={policy.task}"
     elif dict(policy.observation) != dict(task.observation):
         expected, got = f"observations {dict(task.observation)}", str(dict(policy.observation))
         mend = "change task.observation to these if the environment has them"

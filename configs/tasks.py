@@ -136,7 +136,7 @@ def require_task(task: TaskConfig, policy: PolicySpec) -> None:
     action_dim = policy.network.action_dim
     images = {} if policy.vision is None else {key: list(size) for key, size in policy.vision.images.items()}
     if policy.task != task.name:
-        expected, got, mend = f"task {task.name}", policy.task, f"play it with task={policy.task}"
+        expected, got, mend = f"task {task.name}", policy.task, f"give task={policy.task}"
     elif dict(policy.observation) != dict(task.observation):
         expected, got = f"observations {dict(task.observation)}", str(dict(policy.observation))
         mend = "change task.observation to these if the environment has them"

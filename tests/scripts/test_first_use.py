@@ -152,7 +152,7 @@ def test_refusals_come_before_any_measurement(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"name": "lift"}, "expected task lift, got push_t; play it with task=push_t"),
+        ({"name": "lift"}, "expected task lift, got push_t; give task=push_t"),
         ({"observation": {"keypoints": 18}}, "expected observations {'keypoints': 18}, got"),
         ({"images": {"image": [96, 96]}}, "expected images of {'image': [96, 96]} pixels, got {}; change task.images"),
         ({"action_dim": 7}, "expected 7 channels of action, got 2; set task.action_dim=2"),

@@ -6,11 +6,12 @@ this folder hold the values. ``???`` values must be given.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bac.acceleration import select_for
 from bac.choices import choice
+from bac.errors import InvalidInput, sentence
 from bac.executors import Selection, select
 from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule
@@ -20,6 +21,7 @@ from policies.base import PolicySpec
 from policies.diffusion_transformer import DiffusionTransformerConfig
 from policies.samplers import DiffusionProcess, Spacing, ddim, ddpm, dpm_solver
 from policies.training import TrainingConfig
+from policies.vision import VisionConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,13 +30,16 @@ class TaskConfig:
 
     Attributes:
         name: which environment and demonstrations.
-        observation: key -> channels, in the order the policy concatenates them.
+        observation: key -> channels, in the order the policy concatenates them; 64 for an image, which is what its
+            encoder makes of it.
         action_dim: channels of an action.
         action_steps: executed actions of a chunk.
         max_steps: control steps of an episode.
         seed: first seed of the published evaluation.
         rate_hz: control rate of the environment.
-        least_range: see ``policies.normalizer.LimitsNormalizer.fit``.
+        least_range: see ``policies.normalizer.LimitsNormalizer.fit``; images have units of their own.
+        images: which keys of the observation are images -> [height, width], pixels; none in low-dim tasks.
+        crop: [height, width] of the part of an image that the encoder sees; null in low-dim tasks.
     """
 
     name: str
@@ -45,6 +50,26 @@ class TaskConfig:
     seed: int
     rate_hz: float
     least_range: float
+    images: dict[str, list[int]] = field(default_factory=dict)
+    crop: list[int] | None = None
+
+    @property
+    def vision(self) -> VisionConfig | None:
+        """Cameras and crop; None for a low-dim task."""
+        if not self.images and self.crop is None:
+            return None
+        sizes = [*self.images.values(), self.crop or []]
+        if any(len(size) != 2 for size in sizes):
+            raise InvalidInput(
+                sentence(
+                    "task.images and task.crop",
+                    expected="[height, width] each",
+                    got=f"{self.images} and {self.crop}",
+                    mend="correct them",
+                )
+            )
+        *images, crop = ((height, width) for height, width in sizes)
+        return VisionConfig(dict(zip(self.images, images, strict=True)), crop)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -71,9 +96,8 @@ class PolicyConfig:
             width=self.width,
             attention_dropout=self.attention_dropout,
         )
-        return PolicySpec(
-            task.name, dict(task.observation), task.action_steps, network, DiffusionProcess(self.train_steps)
-        )
+        process = DiffusionProcess(self.train_steps)
+        return PolicySpec(task.name, dict(task.observation), task.action_steps, network, process, task.vision)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -263,6 +287,7 @@ class OptimiserConfig:
     learning_rate: float
     warmup_steps: int
     weight_decay: float
+    encoder_weight_decay: float
     betas: list[float]
     gradient_clip: float
     ema_power: float
@@ -323,7 +348,7 @@ class MakeDemosConfig:
         seed: first seed; those of training rollouts and of the published evaluation are others.
         noise_m: standard deviation of the noise on the expert's moves, m.
         disturbed: share of episodes that begin after a push.
-        images: record the camera images too.
+        images: record the camera images too; those of an image task always are.
         processes: that record side by side.
         output: folder of the file.
     """

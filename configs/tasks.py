@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -12,7 +12,7 @@ import numpy as np
 
 from bac.errors import InvalidInput, Mismatch, sentence
 from configs.schema import TaskConfig
-from envs.demos.push_t import PUSH_T_DEMOS, read_push_t
+from envs.demos.push_t import read_push_t
 from envs.demos.robomimic_store import LowDimDemonstrations, read_store, store_of
 from envs.demos.windows import window_index
 from envs.push_t import PushTEnv
@@ -34,7 +34,7 @@ class TaskDemonstrations:
     """Demonstrations of any task.
 
     Attributes:
-        observations: key -> float32[N, channels], task units.
+        observations: key -> float32[N, channels], task units; images uint8[N, height, width, 3].
         actions: float32[N, Da], task units.
         episode_ends: int64[E].
     """
@@ -44,8 +44,10 @@ class TaskDemonstrations:
     episode_ends: np.ndarray
 
     def joined(self, keys: Mapping[str, int]) -> np.ndarray:
-        """Return float32[N, Do]: the observation keys side by side in the order of ``keys``."""
-        return np.concatenate([self.observations[key] for key in keys], axis=1)
+        """Return float32[N, channels]: the observation's low-dim ``keys`` side by side, in that order."""
+        return np.concatenate(
+            [np.empty((len(self.actions), 0), np.float32), *(self.observations[key] for key in keys)], axis=1
+        )
 
     def spread_observations(
         self, count: int, observation_steps: int, seed: int, earlier: int = 0
@@ -56,7 +58,7 @@ class TaskDemonstrations:
         beginning of the episode.
 
         Returns:
-            key -> float32[count, To, channels].
+            key -> float32[count, To, channels], images uint8[count, To, height, width, 3].
 
         Raises:
             InvalidInput: ``count`` is not in [1, frames].
@@ -86,22 +88,61 @@ def environment(task: TaskConfig) -> Callable[[], Env]:
 
 
 def demonstrations(task: TaskConfig, path: str | None = None) -> TaskDemonstrations:
-    """Read the task's demonstrations, the committed ones unless ``path`` is given."""
-    return _known(task, _DEMONSTRATIONS)(task, path)
+    """Read what the task observes out of its demonstrations, the committed ones unless ``path`` is given.
+
+    Raises:
+        InvalidInput: no such task, no committed demonstrations, or none of what it observes, at the size it observes.
+        EnvError: they cannot be read.
+    """
+    reader = _known(task, _DEMONSTRATIONS)
+    source = _committed(task) if path is None else Path(path)
+    read = reader(task, source)
+    lacking = sorted(task.observation.keys() - read.observations.keys())
+    if lacking:
+        raise InvalidInput(
+            sentence(
+                f"demonstrations {source}",
+                expected=f"{lacking} as task.observation",
+                got=sorted(read.observations),
+                mend="correct task.observation or give others with demonstrations=PATH",
+            )
+        )
+    for key, size in task.images.items():
+        shape = read.observations[key].shape[1:]
+        if shape != (*size, 3):
+            raise InvalidInput(
+                sentence(
+                    f"demonstrated images '{key}'",
+                    expected=f"{size} pixels as task.images",
+                    got=list(shape[:2]),
+                    mend="correct task.images and task.crop or record them at that size",
+                )
+            )
+    return replace(read, observations={key: read.observations[key] for key in task.observation})
+
+
+def world(task: TaskConfig) -> str:
+    """Return the name of the world a task is played in: a low-dim task and its image variant share it."""
+    return task.name.removesuffix("_image")
 
 
 def require_task(task: TaskConfig, policy: PolicySpec) -> None:
     """Refuse a policy that cannot play the task.
 
     Raises:
-        Mismatch: it is of another task, sees other observations or gives other actions.
+        Mismatch: it is of another task, sees other observations or images of another size, or gives other actions. What
+            it crops out of an image is its own affair.
     """
     action_dim = policy.network.action_dim
+    images = {} if policy.vision is None else {key: list(size) for key, size in policy.vision.images.items()}
     if policy.task != task.name:
-        expected, got, mend = f"task {task.name}", policy.task, f"play it with task={policy.task}"
+        expected, got, mend = f"task {task.name}", policy.task, f"give task={policy.task}"
     elif dict(policy.observation) != dict(task.observation):
         expected, got = f"observations {dict(task.observation)}", str(dict(policy.observation))
         mend = "change task.observation to these if the environment has them"
+    elif images != task.images:
+        expected, got = f"images of {task.images} pixels", str(images)
+        mend = "change task.images to these, and give demonstrations of that size"
     elif action_dim != task.action_dim:
         expected, got = f"{task.action_dim} channels of action", str(action_dim)
         mend = f"set task.action_dim={action_dim}, which for robomimic's tasks chooses absolute or delta actions"
@@ -111,11 +152,11 @@ def require_task(task: TaskConfig, policy: PolicySpec) -> None:
 
 
 def _push_t(task: TaskConfig) -> Env:
-    return PushTEnv(max_steps=task.max_steps)
+    return PushTEnv(max_steps=task.max_steps, observation=tuple(task.observation))
 
 
-def _push_t_demonstrations(_: TaskConfig, path: str | None) -> TaskDemonstrations:
-    read = read_push_t(PUSH_T_DEMOS if path is None else path)
+def _push_t_demonstrations(task: TaskConfig, source: Path) -> TaskDemonstrations:
+    read = read_push_t(source, images=bool(task.images))
     return TaskDemonstrations(read.observations, read.actions, read.episode_ends)
 
 
@@ -123,31 +164,53 @@ def _robomimic(task: TaskConfig) -> Env:
     # Here, for Push-T must run without robomimic's packages.
     from envs.robomimic import RobomimicEnv
 
-    absolute = is_absolute(task.name, task.action_dim)
-    return RobomimicEnv(task.name, absolute=absolute, observation=tuple(task.observation), max_steps=task.max_steps)
+    name = world(task)
+    return RobomimicEnv(
+        name,
+        absolute=is_absolute(name, task.action_dim),
+        observation=tuple(task.observation),
+        max_steps=task.max_steps,
+        image_size=_square_size(task),
+    )
 
 
-def _robomimic_demonstrations(task: TaskConfig, path: str | None) -> TaskDemonstrations:
-    absolute = is_absolute(task.name, task.action_dim)
-    source = store_of(task.name) if path is None else Path(path)
-    if path is None and not source.exists():
+def _square_size(task: TaskConfig) -> int | None:
+    """Return height and width of robomimic's images, which are one number for all its cameras."""
+    sizes = {length for size in task.images.values() for length in size}
+    if len(sizes) > 1:
+        raise InvalidInput(
+            sentence("task.images", expected="square images of one size", got=task.images, mend="give them one size")
+        )
+    return next(iter(sizes), None)
+
+
+def _robomimic_demonstrations(task: TaskConfig, source: Path) -> TaskDemonstrations:
+    name = world(task)
+    absolute = is_absolute(name, task.action_dim)
+    read: LowDimDemonstrations | RobomimicDemonstrations
+    if task.images or source.suffix == ".hdf5":
+        # Here, for a store is read without robomimic's packages.
+        from envs.demos.robomimic import read_robomimic
+
+        read = read_robomimic(source, name, absolute=absolute, keys=tuple(task.observation))
+    else:
+        read = read_store(source, name, absolute=absolute)
+    return TaskDemonstrations(read.observations, read.actions, read.episode_ends)
+
+
+def _committed(task: TaskConfig) -> Path:
+    """Return the store that comes with this package; none has images."""
+    store = store_of(world(task))
+    if task.images or not store.exists():
         raise InvalidInput(
             sentence(
                 f"demonstrations of {task.name}",
                 expected="a path, for none come with this package",
                 got="null",
-                mend="give demonstrations=PATH of its published or recorded robomimic file",
+                mend="give demonstrations=PATH of its published or recorded ones",
             )
         )
-    read: LowDimDemonstrations | RobomimicDemonstrations
-    if source.suffix == ".hdf5":
-        # Here, for a store is read without robomimic's packages.
-        from envs.demos.robomimic import read_robomimic
-
-        read = read_robomimic(source, task.name, absolute=absolute, keys=tuple(task.observation))
-    else:
-        read = read_store(source, task.name, absolute=absolute)
-    return TaskDemonstrations(read.observations, read.actions, read.episode_ends)
+    return store
 
 
 _ENVIRONMENTS = {"push_t": _push_t, **dict.fromkeys(TASKS, _robomimic)}
@@ -155,8 +218,9 @@ _DEMONSTRATIONS = {"push_t": _push_t_demonstrations, **dict.fromkeys(TASKS, _rob
 
 
 def _known(task: TaskConfig, table: Mapping[str, _Entry]) -> _Entry:
-    if task.name not in table:
+    name = world(task)
+    if name not in table:
         raise InvalidInput(
             sentence("task.name", expected=f"one of {sorted(table)}", got=task.name, mend="choose one of these")
         )
-    return table[task.name]
+    return table[name]

@@ -1,8 +1,9 @@
-"""Push-T as the gymnasium environment that the published low-dim checkpoints and scores were made with."""
+"""Push-T as the gymnasium environment that the published checkpoints and scores were made with."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -38,6 +39,9 @@ BLOCK_KEYPOINTS = np.array(
 _CENTRE_OF_MASS = np.array([0.0, 45.0])
 """Of gym-pusht's block, in its frame, pixels."""
 
+IMAGE_SIZE = 96
+"""Height and width of the image observation, pixels."""
+
 _SUCCESS_COVERAGE = 0.95
 
 _LARGEST_SEED = 2**32 - 1
@@ -68,9 +72,10 @@ def original_start(seed: int) -> np.ndarray:
 class PushTEnv(gymnasium.Env[_Observation, np.ndarray]):
     """Push the T-shaped block onto its goal pose with a round agent, at 10 Hz.
 
-    Observation, which in this order is the original's vector of 20 numbers:
+    Observation, the first two of which are the default and in this order the original's vector of 20 numbers:
         ``keypoints``: float32[18], x and y of nine points of the block, world pixels.
         ``agent_position``: float32[2], x and y, world pixels.
+        ``image``: float32[3, 96, 96] in [0, 1], the world from above.
     Action: float32[2], where the agent shall go, pixels in [0, 512]. As in the original, a finite target outside is
     obeyed, not clipped.
     Reward: ``min(coverage / 0.95, 1)``, the share of the goal that the block covers. The episode is terminated once
@@ -81,13 +86,20 @@ class PushTEnv(gymnasium.Env[_Observation, np.ndarray]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - the base class declares it so
 
-    def __init__(self, max_steps: int = 300, render_size: int = 256, render_mode: str = "rgb_array") -> None:
+    def __init__(
+        self,
+        max_steps: int = 300,
+        render_size: int = 256,
+        render_mode: str = "rgb_array",
+        observation: Sequence[str] = ("keypoints", "agent_position"),
+    ) -> None:
         """Build the world.
 
         Args:
             max_steps: control steps until the episode is truncated, at least 1.
             render_size: height and width of the frames of ``render``, pixels, at least 96.
             render_mode: only ``"rgb_array"``.
+            observation: keys of the observation, in order.
 
         Raises:
             EnvError: an argument is out of its range.
@@ -102,11 +114,26 @@ class PushTEnv(gymnasium.Env[_Observation, np.ndarray]):
         self.render_mode = render_mode
         # Targets in the action space keep the agent, and so whatever it can push, within 20 pixels of [0, 512]; the
         # block then reaches less than 300 pixels further, for the agent goes through the walls and takes it along.
-        self.observation_space = Dict(
-            {"keypoints": Box(-512, 1024, (18,), np.float32), "agent_position": Box(-512, 1024, (2,), np.float32)}
-        )
+        known = {
+            "keypoints": Box(-512, 1024, (18,), np.float32),
+            "agent_position": Box(-512, 1024, (2,), np.float32),
+            "image": Box(0, 1, (3, IMAGE_SIZE, IMAGE_SIZE), np.float32),
+        }
+        if not observation or not set(observation) <= set(known):
+            raise EnvError(
+                f"Push-T: expected observations among {sorted(known)}, got {list(observation)}; "
+                "change task.observation."
+            )
+        self.observation_space = Dict({key: known[key] for key in observation})
         self.action_space = Box(0, 512, (2,), np.float32)
-        self._world = _GymPushT("state", visualization_width=render_size, visualization_height=render_size)
+        self._world = _GymPushT(
+            "state",
+            observation_width=IMAGE_SIZE,
+            observation_height=IMAGE_SIZE,
+            visualization_width=render_size,
+            visualization_height=render_size,
+        )
+        self._keys = tuple(observation)
         self._steps = 0
 
     def reset(
@@ -133,7 +160,7 @@ class PushTEnv(gymnasium.Env[_Observation, np.ndarray]):
         self._world._last_action = None
         state, _ = self._world.reset(options={"reset_to_state": start})
         self._steps = 0
-        return _observe(state), _info(state, self._world._get_coverage())
+        return self._observe(state), _info(state, self._world._get_coverage())
 
     def step(self, action: np.ndarray) -> tuple[_Observation, float, bool, bool, dict[str, Any]]:
         """Let the agent go towards ``action`` float[2], pixels, for 0.1 s.
@@ -151,7 +178,7 @@ class PushTEnv(gymnasium.Env[_Observation, np.ndarray]):
         self._steps += 1
         info = _info(state, given["coverage"])
         reward = min(info["coverage"] / _SUCCESS_COVERAGE, 1.0)
-        return _observe(state), reward, info["is_success"], self._steps >= self.max_steps, info
+        return self._observe(state), reward, info["is_success"], self._steps >= self.max_steps, info
 
     def render(self) -> np.ndarray:
         """Return uint8[render_size, render_size, 3]: the world from above, the last action as a red cross."""
@@ -160,6 +187,15 @@ class PushTEnv(gymnasium.Env[_Observation, np.ndarray]):
     def close(self) -> None:
         """Free the world."""
         self._world.close()
+
+    def _observe(self, state: np.ndarray) -> _Observation:
+        seen: _Observation = {
+            "keypoints": block_keypoints(state[2:]).reshape(-1).astype(np.float32),
+            "agent_position": state[:2].astype(np.float32),
+        }
+        if "image" in self._keys:
+            seen["image"] = self._world._render().transpose(2, 0, 1).astype(np.float32) / 255
+        return {key: seen[key] for key in self._keys}
 
 
 def _given_state(options: dict[str, Any] | None) -> np.ndarray | None:
@@ -179,11 +215,6 @@ def _start_of(state: np.ndarray) -> np.ndarray:
     cos, sin = np.cos(state[4]), np.sin(state[4])
     turned = np.array([[cos, -sin], [sin, cos]]) @ _CENTRE_OF_MASS
     return np.concatenate([state[:2], state[2:4] + turned - _CENTRE_OF_MASS, state[4:]])
-
-
-def _observe(state: np.ndarray) -> _Observation:
-    keypoints = block_keypoints(state[2:]).reshape(-1)
-    return {"keypoints": keypoints.astype(np.float32), "agent_position": state[:2].astype(np.float32)}
 
 
 def _info(state: np.ndarray, coverage: float) -> dict[str, Any]:

@@ -18,6 +18,10 @@ import numpy as np
 from bac.errors import InvalidInput, sentence
 from policies.diffusion_transformer import DiffusionTransformerConfig
 from policies.samplers import DiffusionProcess
+from policies.vision import IMAGE_FEATURES, VisionConfig
+
+_BRIGHTEST = 1 + 1e-3
+"""Of a float image: resizing overshoots 1 by a rounding error, forgetting to divide by 255 by far more."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,12 @@ class PolicySpec:
 
     Attributes:
         task: name of the task it was trained for.
-        observation: key -> number of channels, in the order in which they are concatenated.
+        observation: key -> number of channels of the observation token, in the order in which they are concatenated;
+            an image counts with the ``IMAGE_FEATURES`` that the encoder makes of it.
         action_steps: actions of a chunk that are executed (Ta), at most T - To + 1.
         network: sizes of the denoiser.
         process: the diffusion process it was trained on.
+        vision: which keys are images, and their sizes; None for a low-dim policy.
     """
 
     task: str
@@ -37,6 +43,7 @@ class PolicySpec:
     action_steps: int
     network: DiffusionTransformerConfig
     process: DiffusionProcess
+    vision: VisionConfig | None = None
 
     def __post_init__(self) -> None:
         channels = sum(self.observation.values())
@@ -47,6 +54,18 @@ class PolicySpec:
                     expected=f"{self.network.observation_dim} channels as the network",
                     got=f"{dict(self.observation)}, {channels} in all",
                     mend="correct the task's observation",
+                )
+            )
+        strange = {
+            key: self.observation.get(key) for key in self._images if self.observation.get(key) != IMAGE_FEATURES
+        }
+        if strange:
+            raise InvalidInput(
+                sentence(
+                    "task.images",
+                    expected=f"keys of task.observation with {IMAGE_FEATURES} channels each",
+                    got=strange,
+                    mend="name every image in both",
                 )
             )
         longest = self.network.horizon - self.network.observation_steps + 1
@@ -63,17 +82,36 @@ class PolicySpec:
         first = self.network.observation_steps - 1
         return slice(first, first + self.action_steps)
 
+    @property
+    def low_dim(self) -> Mapping[str, int]:
+        """The keys that are no images, in order, with their channels."""
+        return {key: size for key, size in self.observation.items() if key not in self._images}
+
+    @property
+    def _images(self) -> Mapping[str, tuple[int, int]]:
+        return {} if self.vision is None else self.vision.images
+
+    def is_batched(self, observation: Mapping[str, np.ndarray]) -> bool:
+        """Return whether an observation that ``separate`` takes has the dimension B."""
+        key = next(iter(self.observation))
+        return np.ndim(observation[key]) == (5 if key in self._images else 3)
+
     def concatenate(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Join an observation's keys in order.
+        """Return the low-dim part of ``separate``: for a low-dim policy, float32[B, To, Do]."""
+        return self.separate(observation)[0]
+
+    def separate(self, observation: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Join an observation's low-dim keys in order, and give its images apart.
 
         Args:
-            observation: key -> float[B, To, channels] or float[To, channels], task units.
+            observation: key -> float[B, To, channels] in task units; images uint8[B, To, H, W, 3] or
+                float[B, To, 3, H, W] in [0, 1]. Either all of them have B or none.
 
         Returns:
-            float32[B, To, Do].
+            float32[B, To, L], and key -> image uint8[B, To, H, W, 3] or float32[B, To, 3, H, W].
 
         Raises:
-            InvalidInput: a key is missing or unknown, or a value has another shape, no float dtype, or NaN.
+            InvalidInput: a key is missing or unknown, or a value has another shape or dtype, NaN, or is out of range.
         """
         if set(observation) != set(self.observation):
             raise InvalidInput(
@@ -84,17 +122,23 @@ class PolicySpec:
                     mend="give exactly these",
                 )
             )
-        parts = [self._part(key, np.asarray(observation[key])) for key in self.observation]
-        if len({part.shape[0] for part in parts}) != 1:
+        parts = {
+            key: (self._image if key in self._images else self._part)(key, np.asarray(observation[key]))
+            for key in self.observation
+        }
+        if len({part.shape[0] for part in parts.values()}) != 1:
             raise InvalidInput(
                 sentence(
                     "observation",
                     expected="one batch size for all keys",
-                    got={key: part.shape for key, part in zip(self.observation, parts, strict=True)},
+                    got={key: part.shape for key, part in parts.items()},
                     mend="stack the same environments under every key",
                 )
             )
-        return np.concatenate(parts, axis=-1)
+        images = {key: parts.pop(key) for key in self._images}
+        if not parts:
+            return np.empty((*next(iter(images.values())).shape[:2], 0), np.float32), images
+        return np.concatenate(list(parts.values()), axis=-1), images
 
     def _part(self, key: str, values: np.ndarray) -> np.ndarray:
         tail = (self.network.observation_steps, self.observation[key])
@@ -110,3 +154,25 @@ class PolicySpec:
                 )
             )
         return values.reshape(-1, *tail).astype(np.float32)
+
+    def _image(self, key: str, values: np.ndarray) -> np.ndarray:
+        steps, (height, width) = self.network.observation_steps, self._images[key]
+        is_bytes = values.dtype == np.uint8
+        tail = (steps, height, width, 3) if is_bytes else (steps, 3, height, width)
+        shaped = values.ndim in {4, 5} and values.shape[-4:] == tail
+        if not (shaped and (is_bytes or (np.issubdtype(values.dtype, np.floating) and _in_range(values)))):
+            span = f" from {values.min()} to {values.max()}" if values.size and values.dtype.kind in "biuf" else ""
+            raise InvalidInput(
+                sentence(
+                    f"image '{key}'",
+                    expected=f"uint8[B, {steps}, {height}, {width}, 3] or float[B, {steps}, 3, {height}, {width}] in "
+                    "[0, 1] (or without B)",
+                    got=f"{values.dtype}{list(values.shape)}{span}",
+                    mend="stack the last observation steps, oldest first, of the size that the policy was trained on",
+                )
+            )
+        return values.reshape(-1, *tail) if is_bytes else values.reshape(-1, *tail).astype(np.float32)
+
+
+def _in_range(values: np.ndarray) -> bool:
+    return bool(values.min() >= 0 and values.max() <= _BRIGHTEST)

@@ -21,9 +21,11 @@ from policies.base import PolicySpec
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from policies.normalizer import LimitsNormalizer
 from policies.samplers import DiffusionProcess
+from policies.vision import ObservationEncoder, VisionConfig
 
 _FORMAT = "bac-policy-1"
 _NETWORK = "network."
+_ENCODER = "encoder."
 _MASKS = {"mask", "memory_mask"}
 """Buffers the configuration gives; -inf in them is no sign of damage, so they are not stored."""
 
@@ -35,9 +37,10 @@ class PolicyCheckpoint:
     Attributes:
         spec: what it takes and gives.
         network: the denoiser, float32, in evaluation mode, frozen.
-        observation_normalizer: of the concatenated observation, Do channels.
+        observation_normalizer: of the concatenated low-dim observation, Do channels without images.
         action_normalizer: of one action, Da channels.
         training: how it came about (free-form, for people).
+        encoder: of an image policy, float32, in evaluation mode, frozen; else None.
     """
 
     spec: PolicySpec
@@ -45,12 +48,14 @@ class PolicyCheckpoint:
     observation_normalizer: LimitsNormalizer
     action_normalizer: LimitsNormalizer
     training: Mapping[str, Any]
+    encoder: ObservationEncoder | None = None
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the network's weights as float32; schedules and profiles name it."""
+        """SHA-256 (hex) of the weights as float32, the encoder's included; schedules and profiles name it."""
         total = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
+        encoder = _encoder_weights(self)
+        for name, tensor in [*sorted(self.network.state_dict().items()), *sorted(encoder.items())]:
             total.update(name.encode())
             total.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return total.hexdigest()
@@ -70,6 +75,7 @@ def save_checkpoint(checkpoint: PolicyCheckpoint, path: Path, dtype: torch.dtype
         for name, tensor in checkpoint.network.state_dict().items()
         if name not in _MASKS
     }
+    tensors |= {name: tensor.to(dtype).contiguous() for name, tensor in _encoder_weights(checkpoint).items()}
     for part, normalizer in _normalizers(checkpoint).items():
         tensors |= {f"{part}.scale": normalizer.scale, f"{part}.offset": normalizer.offset}
     metadata = {
@@ -100,6 +106,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Pol
             raise KeyError(f"format {metadata.get('format')!r}")
         spec = _spec(json.loads(metadata["spec"]))
         network = _network(spec.network, tensors)
+        encoder = _encoder(spec, tensors)
         parts = {part: _normalizer(part, tensors) for part in _PARTS}
         training = json.loads(metadata["training"])
     except (safetensors.SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError, BacError) as error:
@@ -112,7 +119,14 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Pol
             )
         ) from error
     normalizers = {part: normalizer.to(device) for part, normalizer in parts.items()}
-    return PolicyCheckpoint(spec, network.to(device), normalizers["observation"], normalizers["action"], training)
+    return PolicyCheckpoint(
+        spec,
+        network.to(device),
+        normalizers["observation"],
+        normalizers["action"],
+        training,
+        None if encoder is None else encoder.to(device),
+    )
 
 
 _PARTS = ("observation", "action")
@@ -130,15 +144,45 @@ def _normalizer(part: str, tensors: dict[str, Tensor]) -> LimitsNormalizer:
 
 def _spec(document: dict[str, Any]) -> PolicySpec:
     network = DiffusionTransformerConfig(**document.pop("network"))
-    return PolicySpec(network=network, process=DiffusionProcess(**document.pop("process")), **document)
+    stored = document.pop("vision", None)
+    vision = None
+    if stored is not None:
+        images = {key: (height, width) for key, (height, width) in stored["images"].items()}
+        vision = VisionConfig(images, tuple(stored["crop"]))
+    return PolicySpec(network=network, process=DiffusionProcess(**document.pop("process")), vision=vision, **document)
 
 
 def _network(config: DiffusionTransformerConfig, tensors: dict[str, Tensor]) -> DiffusionTransformer:
     network = DiffusionTransformer(config)
-    weights = {name.removeprefix(_NETWORK): t for name, t in tensors.items() if name.startswith(_NETWORK)}
-    damaged = sorted(name for name, tensor in weights.items() if not torch.isfinite(tensor).all())
-    if damaged:
-        raise KeyError(f"NaN or infinite weights in {damaged}")
+    weights = _finite(tensors, _NETWORK)
     masks = {name: buffer for name, buffer in network.named_buffers() if name in _MASKS}
     network.load_state_dict(weights | masks)
     return network.eval().requires_grad_(False)
+
+
+def _encoder_weights(checkpoint: PolicyCheckpoint) -> dict[str, Tensor]:
+    # Parameters, each once: the state dict has most of them under two names, and buffers that the sizes give.
+    parameters = {} if checkpoint.encoder is None else dict(checkpoint.encoder.named_parameters())
+    return {_ENCODER + name: parameter.detach() for name, parameter in parameters.items()}
+
+
+def _encoder(spec: PolicySpec, tensors: dict[str, Tensor]) -> ObservationEncoder | None:
+    weights = _finite(tensors, _ENCODER)
+    if spec.vision is None and not weights:
+        return None
+    if spec.vision is None:
+        raise KeyError("encoder weights of a low-dim policy")
+    encoder = ObservationEncoder(spec.observation, spec.vision)
+    differing = weights.keys() ^ dict(encoder.named_parameters()).keys()
+    if differing:
+        raise KeyError(f"encoder weights missing or too many: {sorted(differing)[:3]}")
+    encoder.load_state_dict(weights, strict=False)
+    return encoder.eval().requires_grad_(False)
+
+
+def _finite(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    damaged = sorted(name for name, tensor in weights.items() if not torch.isfinite(tensor).all())
+    if damaged:
+        raise KeyError(f"NaN or infinite weights in {damaged}")
+    return weights

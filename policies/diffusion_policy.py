@@ -22,6 +22,9 @@ from policies.checkpoint import PolicyCheckpoint
 from policies.diffusion_trunk import DiffusionTransformerTrunk
 from policies.samplers import ddpm
 
+_ENCODED_ROWS = 32
+"""Observations that the encoder takes at a time, which bounds its memory: calibration observes hundreds at once."""
+
 
 class DiffusionPolicy:
     """Maps observations to action chunks.
@@ -77,7 +80,8 @@ class DiffusionPolicy:
         """Return the actions to execute.
 
         Args:
-            observation: key -> float[B, To, channels] or float[To, channels], task units, oldest first.
+            observation: key -> float[B, To, channels] or float[To, channels], task units, oldest first; images
+                uint8[B, To, H, W, 3] or float[B, To, 3, H, W] in [0, 1].
             noise_keys: per row (episode seed, chunk number); equal keys draw equal noise whatever the batch, so that
                 two policies can be compared on the same noise. Without keys the noise is fresh.
 
@@ -89,12 +93,24 @@ class DiffusionPolicy:
         """
         observed = self.observe(observation)
         actions = self.executed(self.denoiser(observed, self.draw_noise(len(observed), noise_keys)))
-        return actions if np.asarray(next(iter(observation.values()))).ndim == 3 else actions[0]
+        return actions if self.spec.is_batched(observation) else actions[0]
 
     def observe(self, observation: Mapping[str, np.ndarray]) -> Tensor:
-        """Return the normalised observation float32[B, To, Do] that the denoiser takes; see ``predict``."""
-        joined = torch.from_numpy(self.spec.concatenate(observation))
-        return self.checkpoint.observation_normalizer.normalize(joined.to(self.trunk.device))
+        """Return the observation tokens float32[B, To, Do] that the denoiser takes; see ``predict``.
+
+        The normalised low-dim observation, and of an image policy what its encoder makes of both.
+        """
+        device, encoder = self.trunk.device, self.checkpoint.encoder
+        joined, images = self.spec.separate(observation)
+        low_dim = self.checkpoint.observation_normalizer.normalize(torch.from_numpy(joined).to(device))
+        if encoder is None:
+            return low_dim
+        starts = range(0, len(low_dim), _ENCODED_ROWS)
+        parts = [slice(start, start + _ENCODED_ROWS) for start in starts]
+        seen = {key: torch.from_numpy(each) for key, each in images.items()}
+        return torch.cat(
+            [encoder(low_dim[part], {key: each[part].to(device) for key, each in seen.items()}) for part in parts]
+        )
 
     def executed(self, chunk: Tensor) -> np.ndarray:
         """Return float32[B, Ta, Da] in task units: the actions to execute of a normalised chunk float32[B, T, Da]."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import count
 from typing import Any
 
 import numpy as np
+from torch.utils.flop_counter import FlopCounterMode
 
 from bac.methods import full_schedule
 from bac.plan import schedule_cost
@@ -68,10 +70,17 @@ def latency_and_flops(
     Returns:
         JSON values: ``latency_ms.{cached,uncached}.{p50,p99,..}``, ``speedup`` (uncached p50 / cached p50),
         ``control_rate_hz`` (chunks per second at p99), ``gflops`` and, apart, ``gflops_hoisted`` per chunk at batch 1.
+        Of an image policy also ``latency_ms.encoder`` and ``gflops.encoder``: the part of either side's chunk from
+        images to observation tokens, which caching leaves as it is.
     """
     both = {"cached": cached, "uncached": uncached}
+    candidates: dict[str, Callable[[], object]] = {
+        name: _calls(policy, schedule, observation) for name, policy in both.items()
+    }
+    if cached.spec.vision is not None:
+        candidates["encoder"] = partial(cached.observe, observation)
     latency = measure_interleaved(
-        {name: _calls(policy, schedule, observation) for name, policy in both.items()},
+        candidates,
         calls=calls,
         synchronise=device_synchroniser(cached.trunk.device),
     )
@@ -79,13 +88,23 @@ def latency_and_flops(
     flops = {
         name: schedule_cost(each, cached.trunk.cost) for name, each in {"cached": schedule, "uncached": full}.items()
     }
+    gflops = {name: each.planned / 1e9 for name, each in flops.items()}
+    if cached.spec.vision is not None:
+        gflops["encoder"] = _encoder_gflops(cached, observation)
     return {
         "latency_ms": {name: each.to_json() for name, each in latency.items()},
         "speedup": latency["uncached"].p50_ms / latency["cached"].p50_ms,
-        "control_rate_hz": {name: 1e3 / each.p99_ms for name, each in latency.items()},
-        "gflops": {name: each.planned / 1e9 for name, each in flops.items()},
+        "control_rate_hz": {name: 1e3 / latency[name].p99_ms for name in both},
+        "gflops": gflops,
         "gflops_hoisted": {name: each.hoisted / 1e9 for name, each in flops.items()},
     }
+
+
+def _encoder_gflops(policy: DiffusionPolicy, observation: Mapping[str, np.ndarray]) -> float:
+    """Count the encoder's matrix products and convolutions per chunk at batch 1, as those of the plan are counted."""
+    with FlopCounterMode(display=False) as counter:
+        rows = len(policy.observe(observation))
+    return float(counter.get_total_flops()) / rows / 1e9
 
 
 def _calls(

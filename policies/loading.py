@@ -19,7 +19,9 @@ from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_transformer import DiffusionTransformer
 from policies.original_checkpoint import OriginalCheckpoint, OriginalDiffusion, Weights, read_original_checkpoint
 from policies.original_task import OriginalTask
+from policies.original_vision import OriginalVision
 from policies.samplers import DiffusionProcess, ddpm
+from policies.vision import ObservationEncoder
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -139,19 +141,34 @@ def import_original(
     Raises:
         MissingArtefact: no such file or weights.
         CorruptArtefact: the file cannot be read.
-        Mismatch: the policy is none of ours, or the file says that it is of another task.
+        Mismatch: the policy is none of ours, the file says that it is of another task, or the task has other images.
         InvalidInput: the observation does not fit, the file's task is unknown and none is given, or the diffusion
             process is not one of ours.
     """
     original = read_original_checkpoint(path, weights=weights)
     process = _process(path, original.diffusion)
     known = _task(path, original, task)
-    spec = PolicySpec(known.name, dict(known.observation), original.action_steps, original.network_config, process)
+    vision = _vision(path, original, known)
     network = DiffusionTransformer(original.network_config)
     network.load_state_dict(original.network)
+    encoder = None
+    if vision is not None:
+        encoder = ObservationEncoder(vision.observation, vision.config)
+        encoder.load_state_dict(vision.encoder)
+        encoder = encoder.eval().requires_grad_(False).to(device)
+    spec = PolicySpec(
+        known.name,
+        dict(known.observation if vision is None else vision.observation),
+        original.action_steps,
+        original.network_config,
+        process,
+        None if vision is None else vision.config,
+    )
     training = {"source": str(path), "weights": str(original.weights), "diffusion": asdict(original.diffusion)}
     observation, action = (original.normalizers[key].to(device) for key in ("obs", "action"))
-    return PolicyCheckpoint(spec, network.eval().requires_grad_(False).to(device), observation, action, training)
+    return PolicyCheckpoint(
+        spec, network.eval().requires_grad_(False).to(device), observation, action, training, encoder
+    )
 
 
 def _of_a_file(folder: Path | None) -> Path:
@@ -192,14 +209,25 @@ def _task(path: str | Path, original: OriginalCheckpoint, given: OriginalTask | 
                 )
             )
         return stated
-    if stated is not None and (stated.name, dict(stated.observation)) != (given.name, dict(given.observation)):
+    if stated is not None and stated != given:
+        mend = "correct task.observation and task.images" if stated.name == given.name else f"give task={stated.name}"
+        raise Mismatch(sentence(f"checkpoint {path}", expected=f"task {given}", got=stated, mend=mend))
+    # The file knows the order in which training joined the keys.
+    return given if stated is None else stated
+
+
+def _vision(path: str | Path, original: OriginalCheckpoint, task: OriginalTask) -> OriginalVision | None:
+    """Return what an image policy has beside its denoiser, under the task's keys."""
+    if original.vision is not None and task.images:
+        return original.vision.renamed(task.observation, task.images)
+    if original.vision is not None or task.images:
+        kinds = ("a low-dim policy", "an image policy")
         raise Mismatch(
             sentence(
                 f"checkpoint {path}",
-                expected=f"task {given.name} with {dict(given.observation)}",
-                got=f"{stated.name} with {dict(stated.observation)}",
-                mend=f"give task={stated.name}",
+                expected=f"{kinds[bool(task.images)]}, as the task is",
+                got=kinds[original.vision is not None],
+                mend="choose the task that it was trained for",
             )
         )
-    # The file knows the order in which training joined the keys.
-    return given if stated is None else stated
+    return None

@@ -84,7 +84,7 @@ class LimitsNormalizer:
                     mend="drop them from the task's observation keys",
                 )
             )
-        ranges = np.maximum(highest - lowest, np.float32(least_range) * (highest - lowest).max())
+        ranges = np.maximum(highest - lowest, np.float32(least_range) * (highest - lowest).max(initial=0))
         scale = torch.from_numpy(2.0 / ranges)
         # A widened range reaches as far below the demonstrations as above them.
         begin = lowest - (ranges - (highest - lowest)) / 2

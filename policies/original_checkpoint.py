@@ -8,13 +8,14 @@ Such a ``.ckpt`` is torch's zip format, its ``data.pkl`` pickled by dill::
     archive/data/<n>   storages                            -> read only for the tensors returned
 
 ``restricted_archive.py`` reads the file without running any of it, ``original_config.py`` answers for ``cfg``; here is
-what the tensors mean. ``_READERS`` says which policies are known; so far low-dim transformers.
+what the tensors mean, and in ``original_vision.py`` what those of an image policy mean beside them. ``_READERS`` says
+which policies are known: transformers on low-dim observations, and on images beside them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -29,6 +30,7 @@ from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransf
 from policies.normalizer import LimitsNormalizer
 from policies.original_config import OriginalConfig
 from policies.original_task import OriginalTask, original_task
+from policies.original_vision import ENCODER, OriginalVision, read_vision
 from policies.restricted_archive import TensorRef, TorchArchive, corrupt, open_records
 
 _NETWORK = "model."
@@ -36,7 +38,7 @@ _MASKS = ("mask", "memory_mask")
 _NORMALIZER = "normalizer.params_dict."
 _BESIDES_NETWORK = re.compile(
     r"(mask_generator\.)?_dummy_variable"
-    r"|normalizer\.params_dict\.(obs|action)\.(scale|offset|input_stats\.(min|max|mean|std))"
+    r"|normalizer\.params_dict\.(?P<key>\w+)\.(scale|offset|input_stats\.(min|max|mean|std))"
 )
 
 _SIZES = {
@@ -44,10 +46,13 @@ _SIZES = {
     "observation_dim": ("obs_dim", "policy.obs_dim", "policy.model.cond_dim"),
     "horizon": ("horizon", "policy.horizon", "policy.model.horizon"),
     "observation_steps": ("n_obs_steps", "policy.n_obs_steps", "policy.model.n_obs_steps"),
-    "layers": ("policy.model.n_layer",),
-    "width": ("policy.model.n_emb",),
+    "layers": ("policy.model.n_layer", "policy.n_layer"),
+    "width": ("policy.model.n_emb", "policy.n_emb"),
 }
-"""Each size that the weights tell -> where the configuration states it again."""
+"""Each size that the weights tell -> where the configuration states it again.
+
+The network's own values are in ``policy.model`` of a low-dim policy, and in ``policy`` of an image policy.
+"""
 
 _SWITCHES = {
     "policy.obs_as_cond": True,
@@ -56,6 +61,9 @@ _SWITCHES = {
     "policy.model.time_as_cond": True,
     "policy.model.causal_attn": True,
     "policy.model.n_cond_layers": 0,
+    "policy.time_as_cond": True,
+    "policy.causal_attn": True,
+    "policy.n_cond_layers": 0,
     "policy.predict_epsilon": True,
     "policy.noise_scheduler.clip_sample_range": 1.0,
     "policy.noise_scheduler.thresholding": False,
@@ -107,12 +115,13 @@ class OriginalCheckpoint:
         config: the training configuration, plain. A value that is one ``${a.b}`` is resolved; references inside longer
             text and other resolvers (``${eval:...}``, ``${now:...}``) stay as written.
         network: state dict on the CPU; loads strictly into ``DiffusionTransformer(network_config)``.
-        normalizers: ``obs`` with Do channels and ``action`` with Da channels.
+        normalizers: ``obs`` with Do channels, of an image policy those of its low-dim keys, and ``action`` with Da.
         network_config: sizes from the weights, heads and dropout from the configuration.
         action_steps: actions executed per chunk Ta, from the chunk's index To - 1 on.
         diffusion: the noise scheduler of the training.
         weights: which of the two sets of weights ``network`` is.
         task: what it was trained for; None if that is no task of ours.
+        vision: of an image policy, its cameras and encoder; else None.
     """
 
     config: Mapping[str, Any]
@@ -123,6 +132,7 @@ class OriginalCheckpoint:
     diffusion: OriginalDiffusion
     weights: Weights
     task: OriginalTask | None
+    vision: OriginalVision | None
 
     @property
     def horizon(self) -> int:
@@ -168,19 +178,49 @@ def read_original_checkpoint(path: Path | str, *, weights: Weights | str | None)
 def _low_dim(
     archive: TorchArchive, config: OriginalConfig, policy: Mapping[str, TensorRef], weights: Weights
 ) -> OriginalCheckpoint:
+    return _checkpoint(archive, config, policy, weights, network_at="policy.model", vision=None)
+
+
+def _hybrid_image(
+    archive: TorchArchive, config: OriginalConfig, policy: Mapping[str, TensorRef], weights: Weights
+) -> OriginalCheckpoint:
+    vision = read_vision(archive, config, policy)
+    return _checkpoint(archive, config, policy, weights, network_at="policy", vision=vision)
+
+
+_Reader = Callable[[TorchArchive, OriginalConfig, Mapping[str, TensorRef], Weights], OriginalCheckpoint]
+
+_READERS: Mapping[str, _Reader] = {
+    "DiffusionTransformerLowdimPolicy": _low_dim,
+    "DiffusionTransformerHybridImagePolicy": _hybrid_image,
+}
+"""Class of the policy, the end of ``cfg.policy._target_`` -> what reads its tensors."""
+
+
+def _checkpoint(
+    archive: TorchArchive,
+    config: OriginalConfig,
+    policy: Mapping[str, TensorRef],
+    weights: Weights,
+    *,
+    network_at: str,
+    vision: OriginalVision | None,
+) -> OriginalCheckpoint:
+    """Read what every policy has; ``network_at`` is where the configuration states the network's own values."""
     config.require(_SWITCHES)
     refs = {name.removeprefix(_NETWORK): ref for name, ref in policy.items() if name.startswith(_NETWORK)}
-    network_config = _network_config(config, {name: ref.size for name, ref in refs.items()})
-    _require_names(config, policy, network_config)
+    network_config = _network_config(config, {name: ref.size for name, ref in refs.items()}, network_at)
+    _require_names(config, policy, network_config, vision)
     action_dim, observation_dim = network_config.action_dim, network_config.observation_dim
-    task = original_task(config, observation_dim=observation_dim, action_dim=action_dim)
+    task = original_task(config, observation_dim=observation_dim, action_dim=action_dim, vision=vision)
     network = {name: archive.tensor(name, ref) for name, ref in refs.items()}
     _require_values(config, network, network_config)
+    observed = {"obs": observation_dim} if vision is None else vision.low_dim
     return OriginalCheckpoint(
         config=config.values,
         network=network,
         normalizers={
-            "obs": _normalizer(archive, config, policy, "obs", observation_dim),
+            "obs": _joined([_normalizer(archive, config, policy, key, size) for key, size in observed.items()]),
             "action": _normalizer(archive, config, policy, "action", action_dim),
         },
         network_config=network_config,
@@ -188,13 +228,8 @@ def _low_dim(
         diffusion=_diffusion(config),
         weights=weights,
         task=task,
+        vision=vision,
     )
-
-
-_Reader = Callable[[TorchArchive, OriginalConfig, Mapping[str, TensorRef], Weights], OriginalCheckpoint]
-
-_READERS: Mapping[str, _Reader] = {"DiffusionTransformerLowdimPolicy": _low_dim}
-"""Class of the policy, the end of ``cfg.policy._target_`` -> what reads its tensors."""
 
 
 def _evaluated_weights(config: OriginalConfig, state_dicts: Mapping[str, Any]) -> Weights:
@@ -218,7 +253,9 @@ def _policy_tensors(path: Path, state_dicts: Mapping[str, Any], weights: Weights
     return policy
 
 
-def _network_config(config: OriginalConfig, sizes: Mapping[str, tuple[int, ...]]) -> DiffusionTransformerConfig:
+def _network_config(
+    config: OriginalConfig, sizes: Mapping[str, tuple[int, ...]], network_at: str
+) -> DiffusionTransformerConfig:
     try:
         width, action_dim = sizes["input_emb.weight"]
         _, horizon, _ = sizes["pos_emb"]
@@ -233,9 +270,9 @@ def _network_config(config: OriginalConfig, sizes: Mapping[str, tuple[int, ...]]
         observation_steps=condition_tokens - 1,
         # Counted, not the highest number: that would let a name decide how much is built.
         layers=len({name.split(".")[2] for name in sizes if re.match(r"decoder\.layers\.\d+\.", name)}),
-        heads=config.needed("policy.model.n_head", int),
+        heads=config.needed(f"{network_at}.n_head", int),
         width=width,
-        attention_dropout=config.needed("policy.model.p_drop_attn", float),
+        attention_dropout=config.needed(f"{network_at}.p_drop_attn", float),
     )
     for size, places in _SIZES.items():
         config.require(dict.fromkeys(places, getattr(told, size)), because=", as the weights have it")
@@ -243,14 +280,21 @@ def _network_config(config: OriginalConfig, sizes: Mapping[str, tuple[int, ...]]
 
 
 def _require_names(
-    config: OriginalConfig, policy: Mapping[str, TensorRef], network_config: DiffusionTransformerConfig
+    config: OriginalConfig,
+    policy: Mapping[str, TensorRef],
+    network_config: DiffusionTransformerConfig,
+    vision: OriginalVision | None,
 ) -> None:
     with torch.device("meta"):
         ours = DiffusionTransformer(network_config).state_dict()
     sizes = {_NETWORK + name: tuple(value.shape) for name, value in ours.items()}
-    needed = {*sizes, *(f"{_NORMALIZER}{key}.{part}" for key in ("obs", "action") for part in ("scale", "offset"))}
+    normalized = {"action", *(("obs",) if vision is None else vision.observation)}
+    needed = {*sizes, *(f"{_NORMALIZER}{key}.{part}" for key in normalized for part in ("scale", "offset"))}
+    encoder = () if vision is None else (ENCODER + name for name in vision.encoder)
+    unread = policy.keys() - needed - set(encoder)
     missing = sorted(needed - policy.keys())
-    extra = sorted(name for name in policy.keys() - needed if not _BESIDES_NETWORK.fullmatch(name))
+    beside = {name: _BESIDES_NETWORK.fullmatch(name) for name in unread}
+    extra = sorted(name for name, found in beside.items() if not found or found["key"] not in {None, *normalized})
     if missing or extra:
         raise config.foreign("the weight names of our network", f"missing {missing[:3]}, extra {extra[:3]}")
     for name, size in sizes.items():
@@ -283,6 +327,12 @@ def _normalizer(
     if normalizer.channels != channels:
         raise config.foreign(f"{channels} channels in the {key} normaliser", normalizer.channels)
     return normalizer
+
+
+def _joined(normalizers: Sequence[LimitsNormalizer]) -> LimitsNormalizer:
+    """Return one normaliser of all channels side by side; there may be none."""
+    scales, offsets = ([torch.empty(0), *(getattr(each, part) for each in normalizers)] for part in ("scale", "offset"))
+    return LimitsNormalizer(torch.cat(scales), torch.cat(offsets))
 
 
 def _action_steps(config: OriginalConfig, network: DiffusionTransformerConfig) -> int:

@@ -1,8 +1,8 @@
-"""Training of a diffusion transformer: noise prediction, EMA weights, cosine rate, exact resume.
+"""Training of a diffusion policy's network: noise prediction, EMA weights, cosine rate, exact resume.
 
-Step ``s`` draws its windows, time steps, noise and dropout from generators seeded by ``(seed, s)`` alone, so a run that
-was killed and resumed gives bit for bit the weights of one that was not. For the same reason a finished run can be
-continued by another cycle: the longer recipe begins with the shorter one.
+Step ``s`` draws its windows, time steps, noise, crops and dropout from generators seeded by ``(seed, s)`` alone, so a
+run that was killed and resumed gives bit for bit the weights of one that was not. For the same reason a finished run
+can be continued by another cycle: the longer recipe begins with the shorter one.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bac.errors import CorruptArtefact, InvalidInput, Mismatch, sentence
 from bac.files import write_whole
-from policies.diffusion_transformer import DiffusionTransformer
+from policies.hybrid_network import HybridObservation, PolicyNetwork, network_parts
 
 STATE_FILE = "training.pt"
 LOG_FILE = "training_log.csv"
@@ -36,26 +36,36 @@ class TrainingWindows:
     """Normalised demonstrations and the windows to draw from them; all tensors on the training device.
 
     Attributes:
-        observations: float32[N, Do], every frame.
+        observations: float32[N, Do], every frame; of an image policy its low-dim part.
         actions: float32[N, Da], every frame.
         index: int64[W, T], the frames of each window.
         observation_steps: leading frames of a window that the policy observes (To).
+        images: key -> uint8[N, H, W, 3], every frame; empty for a low-dim policy. Kept as bytes, a quarter of float32.
     """
 
     observations: Tensor
     actions: Tensor
     index: Tensor
     observation_steps: int
+    images: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def batch(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (float32[B, To, Do], float32[B, T, Da]) for window numbers int64[B]."""
+    def batch(self, windows: Tensor) -> tuple[Tensor | HybridObservation, Tensor]:
+        """Return (observation, actions float32[B, T, Da]) for window numbers int64[B].
+
+        The observation is float32[B, To, Do], or a ``HybridObservation`` where there are images.
+        """
         frames = self.index[windows]
-        return self.observations[frames[:, : self.observation_steps]], self.actions[frames]
+        seen = frames[:, : self.observation_steps]
+        low_dim, actions = self.observations[seen], self.actions[frames]
+        if not self.images:
+            return low_dim, actions
+        return HybridObservation(low_dim, {key: images[seen] for key, images in self.images.items()}), actions
 
     def to(self, device: torch.device | str) -> TrainingWindows:
         """Return the same windows on ``device``."""
         observations, actions, index = (each.to(device) for each in (self.observations, self.actions, self.index))
-        return TrainingWindows(observations, actions, index, self.observation_steps)
+        images = {key: each.to(device) for key, each in self.images.items()}
+        return TrainingWindows(observations, actions, index, self.observation_steps, images)
 
 
 @dataclass(frozen=True)
@@ -67,12 +77,13 @@ class TrainingConfig:
         batch_size: windows per step.
         learning_rate: peak rate of AdamW, reached ``warmup_steps`` into a cycle, then a half cosine to 0.
         warmup_steps: linear warm-up of each cycle, less than the shortest.
-        weight_decay: on matrices only, as in the original.
+        weight_decay: on matrices of the denoiser only, as in the original.
         betas: AdamW moments.
         gradient_clip: largest gradient norm.
         ema_power: EMA decay at step s is ``1 - (1 + s) ** -ema_power``, at most 0.9999.
         precision: ``fp32`` or ``bf16`` autocast; bf16 pays where the processor multiplies it natively (AMX, CUDA).
         seed: of initial weights, windows, time steps and noise.
+        encoder_weight_decay: on all weights of an image policy's encoder, as in the original.
     """
 
     cycles: tuple[int, ...]
@@ -85,6 +96,7 @@ class TrainingConfig:
     ema_power: float
     precision: str
     seed: int
+    encoder_weight_decay: float = 1e-6
 
     def __post_init__(self) -> None:
         shortest = min(self.cycles, default=0)
@@ -143,7 +155,7 @@ class Trainer:
 
     def __init__(
         self,
-        network: DiffusionTransformer,
+        network: PolicyNetwork,
         windows: TrainingWindows,
         alphas_cumprod: Tensor,
         config: TrainingConfig,
@@ -157,9 +169,7 @@ class Trainer:
         self._device = windows.actions.device
         alphas = alphas_cumprod.to(self._device, torch.float32)
         self._signal, self._noise = alphas.sqrt(), (1 - alphas).sqrt()
-        self._optimizer = torch.optim.AdamW(
-            _parameter_groups(network, config.weight_decay), betas=config.betas, fused=True
-        )
+        self._optimizer = torch.optim.AdamW(_parameter_groups(network, config), betas=config.betas, fused=True)
         self._folder = folder
         self._rows: list[dict[str, Any]] = []
         self._seconds = 0.0
@@ -244,7 +254,7 @@ class Trainer:
         timestep = (strata * (len(self._signal) / batch)).long().clamp_(max=len(self._signal) - 1)
         noise = torch.randn(actions.shape, generator=generator, device=self._device)
         noisy = self._signal[timestep, None, None] * actions + self._noise[timestep, None, None] * noise
-        torch.manual_seed(generator.initial_seed())  # dropout, if any
+        torch.manual_seed(generator.initial_seed())  # crops and dropout, if any
         with self._autocast():
             prediction = self.network(noisy, timestep, observations)
         loss = (prediction.float() - noise).square().mean()
@@ -291,11 +301,15 @@ class Trainer:
             writer.writerows(self._rows)
 
 
-def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay the matrices; leave biases, norms and positions alone."""
-    decayed = [p for name, p in network.named_parameters() if p.ndim == 2]
-    others = [p for name, p in network.named_parameters() if p.ndim != 2]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+def _parameter_groups(network: PolicyNetwork, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Decay the denoiser's matrices, leave its biases, norms and positions alone; decay all of the encoder."""
+    denoiser, encoder = network_parts(network)
+    decayed = [p for p in denoiser.parameters() if p.ndim == 2]
+    others = [p for p in denoiser.parameters() if p.ndim != 2]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if encoder is not None:
+        groups.append({"params": list(encoder.parameters()), "weight_decay": config.encoder_weight_decay})
+    return groups
 
 
 def _generator(device: torch.device | str, seed: int, step: int) -> torch.Generator:

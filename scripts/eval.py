@@ -149,6 +149,9 @@ def _print(results: dict[str, Any], folder: Path) -> None:
         ("control rate at p99, Hz", "control_rate_hz", "{:.1f}"),
     ):
         table.add_row(label, *(shown.format(results[key][side]) for side in ("cached", "uncached")))
+    if "encoder" in results["latency_ms"]:
+        spent = "{p50:.1f} / {p99:.1f}".format(**results["latency_ms"]["encoder"])
+        table.add_row("of which encoder, ms", spent, spent)
     table.add_row("speed-up", f"{results['speedup']:.2f}x", "1x")
     for label, show in CONTROL_ROWS.items():
         if "control" in results:

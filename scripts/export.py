@@ -33,6 +33,15 @@ def main(config: ExportConfig, folder: Path) -> None:
     source = config.checkpoint or config.task.name
     policy = load_policy(source, sampler=config.sampler.build, weights=config.weights)
     require_task(config.task, policy.spec)
+    if policy.spec.vision is not None:
+        raise Unavailable(
+            sentence(
+                "export",
+                expected="a low-dim policy",
+                got="an image policy",
+                mend="evaluate it with executor=onnx here",
+            )
+        )
     schedule = make_schedule(config.cache.build(), policy)
     schedule.require_plain("ONNX graph")
     executor = build_executor(schedule, policy.trunk, policy.sampler, policy.provenance, ExecutorKind.EAGER)

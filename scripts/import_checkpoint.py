@@ -14,7 +14,8 @@ from policies.original_task import OriginalTask
 
 def main(config: ImportConfig, folder: Path) -> None:
     """Convert and write into ``folder``; calibrate and evaluate with ``checkpoint=<that file>``."""
-    task = OriginalTask(config.task.name, config.task.observation)
+    vision = config.task.vision
+    task = OriginalTask(config.task.name, config.task.observation, {} if vision is None else vision.images)
     checkpoint = import_original(config.source, weights=config.weights, task=task)
     require_task(config.task, checkpoint.spec)
     save_checkpoint(checkpoint, folder / CHECKPOINT_FILE)

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from configs.entry import script
 from configs.schema import MakeDemosConfig
+from configs.tasks import world
 
 
 def main(config: MakeDemosConfig, folder: Path) -> None:
@@ -15,7 +16,8 @@ def main(config: MakeDemosConfig, folder: Path) -> None:
     # Not above: without robomimic's packages this is a refusal, which only ``script`` turns into its sentence.
     from envs.demos.recording import Recorder, make_demonstrations
 
-    path = folder / ("image.hdf5" if config.images else "low_dim.hdf5")
+    images = config.images or bool(config.task.images)
+    path = folder / ("image.hdf5" if images else "low_dim.hdf5")
     # Delayed, so that a refusal stands alone.
     with tqdm(total=config.episodes, desc=f"record {config.task.name}", unit="episode", delay=1) as bar:
         failed = 0
@@ -27,7 +29,7 @@ def main(config: MakeDemosConfig, folder: Path) -> None:
             bar.set_postfix(seed=seed, failed=failed)
 
         attempts = make_demonstrations(
-            Recorder(config.task.name, config.noise_m, config.disturbed, config.images, config.task.max_steps),
+            Recorder(world(config.task), config.noise_m, config.disturbed, images, config.task.max_steps),
             path,
             episodes=config.episodes,
             first_seed=config.seed,

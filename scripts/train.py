@@ -22,7 +22,7 @@ from envs.demos.windows import window_index
 from policies.base import PolicySpec
 from policies.checkpoint import PolicyCheckpoint, load_checkpoint, save_checkpoint
 from policies.diffusion_policy import DiffusionPolicy
-from policies.diffusion_transformer import DiffusionTransformer
+from policies.hybrid_network import build_network, network_parts
 from policies.normalizer import LimitsNormalizer
 from policies.training import LOG_FILE, Trainer, TrainingWindows
 
@@ -36,7 +36,7 @@ def main(config: TrainConfig, folder: Path) -> None:
         torch.set_num_threads(config.threads)
     spec = config.policy.build(config.task)
     demos = demonstrations(config.task, config.demonstrations)
-    observations, actions = demos.joined(spec.observation), demos.actions
+    observations, actions = demos.joined(spec.low_dim), demos.actions
     least_range = config.task.least_range
     normalizers = (
         LimitsNormalizer.fit(observations, "observation", least_range),
@@ -47,6 +47,7 @@ def main(config: TrainConfig, folder: Path) -> None:
         normalizers[1].normalize(torch.from_numpy(actions)),
         torch.from_numpy(_window_index(demos.episode_ends, spec)),
         spec.network.observation_steps,
+        {key: torch.from_numpy(demos.observations[key]) for key in config.task.images},
     )
     trainer = _trainer(config, spec, windows, folder)
     _train(config, trainer, lambda: _checkpoint(spec, trainer, normalizers, config))
@@ -66,7 +67,7 @@ def main(config: TrainConfig, folder: Path) -> None:
 
 def _trainer(config: TrainConfig, spec: PolicySpec, windows: TrainingWindows, folder: Path) -> Trainer:
     torch.manual_seed(config.seed)
-    network = DiffusionTransformer(spec.network).to(config.device)
+    network = build_network(spec).to(config.device)
     alphas = torch.from_numpy(spec.process.alphas_cumprod())
     trainer = Trainer(network, windows.to(config.device), alphas, config.optimiser.build(config.seed), folder)
     if trainer.resume():
@@ -110,7 +111,8 @@ def _checkpoint(
 ) -> PolicyCheckpoint:
     observation, action = (normalizer.to(config.device) for normalizer in normalizers)
     training = {"step": trainer.step, "weights": "ema", "config": asdict(config)}
-    return PolicyCheckpoint(spec, trainer.ema, observation, action, training)
+    denoiser, encoder = network_parts(trainer.ema)
+    return PolicyCheckpoint(spec, denoiser, observation, action, training, encoder)
 
 
 def _draw_curve(log: Path, path: Path) -> None:

@@ -25,6 +25,7 @@ _ATTRIBUTES = {
     "citation": "Chi et al., Diffusion Policy: Visuomotor Policy Learning via Action Diffusion, RSS 2023",
 }
 _SHAPES = {"keypoint": (9, 2), "state": (5,), "action": (2,)}
+_IMAGES = {"img": (96, 96, 3)}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class PushTDemonstrations:
     """Demonstrations in the keys and units of ``envs.push_t.PushTEnv``, at 10 Hz.
 
     Attributes:
-        observations: ``keypoints`` float32[N, 18] and ``agent_position`` float32[N, 2], world pixels.
+        observations: ``keypoints`` float32[N, 18] and ``agent_position`` float32[N, 2], world pixels; if asked for,
+            ``image`` uint8[N, 96, 96, 3].
         actions: float32[N, 2], where the agent shall go, pixels; executed right after the observation of its row.
         states: float32[N, 5], agent x, y, block x, y in pixels, block angle in radians in [0, 2 pi).
         episode_ends: int64[E], the index one past each episode's last frame.
@@ -44,21 +46,28 @@ class PushTDemonstrations:
     episode_ends: np.ndarray
 
 
-def read_push_t(path: Path | str = PUSH_T_DEMOS) -> PushTDemonstrations:
-    """Read our store or the published one (zip or folder, whose images are not touched).
+def read_push_t(path: Path | str = PUSH_T_DEMOS, *, images: bool = False) -> PushTDemonstrations:
+    """Read our store or the published one (zip or folder).
+
+    Args:
+        path: the store.
+        images: read the images too, which only the published store has; its floats take 2.8 GB while they are read.
 
     Raises:
         DemonstrationError: the store cannot be read or holds another task.
     """
-    demonstrations = read_demonstrations(path, tuple(_SHAPES))
+    expected = _SHAPES | (_IMAGES if images else {})
+    demonstrations = read_demonstrations(path, tuple(expected))
     arrays = demonstrations.arrays
-    shapes = {name: arrays[name].shape[1:] for name in _SHAPES}
-    if shapes != _SHAPES:
+    shapes = {name: arrays[name].shape[1:] for name in expected}
+    if shapes != expected:
         raise DemonstrationError(
-            f"demonstrations {path}: expected Push-T frames {_SHAPES}, got {shapes}; give the store of this task."
+            f"demonstrations {path}: expected Push-T frames {expected}, got {shapes}; give the store of this task."
         )
     frames = {name: arrays[name].astype(np.float32) for name in _SHAPES}
     observations = {"keypoints": frames["keypoint"].reshape(-1, 18), "agent_position": frames["state"][:, :2]}
+    if images:
+        observations["image"] = arrays["img"].astype(np.uint8)
     return PushTDemonstrations(
         MappingProxyType(observations), frames["action"], frames["state"], demonstrations.episode_ends
     )

@@ -144,6 +144,20 @@ def test_reward_is_coverage_up_to_95_percent(env: PushTEnv, offset_px: float) ->
     assert info["is_success"] is terminated is (offset_px < 1)
 
 
+def test_image_shows_what_the_state_says(demos: PushTDemonstrations) -> None:
+    env = PushTEnv(observation=("image", "agent_position"))
+    for frame in (0, 1000):
+        seen, _ = env.reset(options={"state": demos.states[frame].astype(np.float64)})
+        assert list(seen) == ["image", "agent_position"]
+        assert env.observation_space.contains(seen)
+        # The agent is a blue disc of 15 pixels in a world of 512.
+        column, row = (seen["agent_position"] * 96 / 512).astype(int)
+        red, _, blue = seen["image"][:, row, column]
+        assert blue > red + 0.3
+    with pytest.raises(EnvError, match=r"expected observations among .* got \['pixels'\]"):
+        PushTEnv(observation=["pixels"])
+
+
 def test_episode_is_truncated_after_max_steps() -> None:
     env = PushTEnv(max_steps=3)
     for _ in range(2):

@@ -27,6 +27,10 @@ def test_a_channel_counts_as_at_least_a_share_of_the_widest_about_its_own_middle
     torch.testing.assert_close(normalized, torch.tensor([[-1.0, -0.2, 1.0], [1.0, 0.2, -1.0]]), rtol=0, atol=1e-5)
 
 
+def test_policy_that_sees_images_alone_has_no_channels_to_fit() -> None:
+    assert LimitsNormalizer.fit(np.empty((3, 0), np.float32), "observation", least_range=0.1).channels == 0
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_demonstrations_that_are_not_finite_refuse(bad: float) -> None:
     data = DATA.copy()

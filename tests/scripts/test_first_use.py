@@ -20,10 +20,12 @@ from bac.methods import BlockAdaptive, HarmoniCa, Method, NoCache, Search, Sensi
 from bac.profile import FeatureProfile
 from configs.schema import CalibrationConfig, ImportConfig, TaskConfig
 from configs.tasks import TaskDemonstrations, demonstrations, require_task
+from envs.demos.replay import Demonstrations, write_demonstrations
 from envs.robomimic_tasks import TASKS
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import CHECKPOINT_FILE, load_policy, make_schedule, profile_path
 from policies.samplers import ddim
+from tests.policies.original_image_payloads import original_image_payload
 from tests.policies.original_payloads import original_payload, save
 
 EVAL = Path(__file__).parent.parent.parent / "scripts" / "eval.py"
@@ -150,8 +152,9 @@ def test_refusals_come_before_any_measurement(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"name": "lift"}, "expected task lift, got push_t; play it with task=push_t"),
+        ({"name": "lift"}, "expected task lift, got push_t; give task=push_t"),
         ({"observation": {"keypoints": 18}}, "expected observations {'keypoints': 18}, got"),
+        ({"images": {"image": [96, 96]}}, "expected images of {'image': [96, 96]} pixels, got {}; change task.images"),
         ({"action_dim": 7}, "expected 7 channels of action, got 2; set task.action_dim=2"),
     ],
 )
@@ -167,6 +170,39 @@ def test_converted_checkpoint_plays_as_the_original(checkpoint: Path, tmp_path: 
     convert(ImportConfig(task=_push_t(), source=str(checkpoint), weights="raw"), tmp_path)
     ours, original = load_policy(tmp_path / CHECKPOINT_FILE), load_policy(checkpoint, weights="raw")
     assert (ours.checkpoint.digest, ours.spec) == (original.checkpoint.digest, original.spec)
+
+
+def test_hybrid_image_checkpoint_plays_after_calibration_on_first_use(tmp_path: Path) -> None:
+    task = replace(
+        _push_t(),
+        name="push_t_image",
+        observation={"image": 64, "agent_position": 2},
+        images={"image": [96, 96]},
+        # Of one that is trained here: the checkpoint has its own.
+        crop=[76, 76],
+    )
+    draw = np.random.default_rng(0)
+    frames = {
+        "keypoint": draw.uniform(0, 512, (12, 9, 2)),
+        "state": draw.uniform(0, 512, (12, 5)),
+        "action": draw.uniform(0, 512, (12, 2)),
+        "img": draw.integers(0, 256, (12, 96, 96, 3)).astype(np.float32),
+    }
+    store = tmp_path / "published.zarr.zip"
+    write_demonstrations(Demonstrations(frames, np.array([7, 12]), {}), store)
+    checkpoint = save(tmp_path / "latest.ckpt", original_image_payload("push_t", raw=False))
+    policy = _use(checkpoint, demonstrations(task, str(store)), BAC)
+    require_task(task, policy.spec)
+    assert policy.spec.vision is not None
+    assert policy.spec.vision.crop == (84, 84)
+    with pytest.raises(Mismatch, match=r"images of {'image': \[84, 84\]} pixels, got {'image': \[96, 96\]}"):
+        require_task(replace(task, images={"image": [84, 84]}), policy.spec)
+    cached = bac.accelerate(policy, make_schedule(BAC, policy), "eager")
+    (episode,) = play(task, cached, range(100_000, 100_001), parallel=1, processes=1, title="play")
+    assert (episode.seed, episode.steps) == (100_000, 8)
+    convert(ImportConfig(task=task, source=str(checkpoint), weights="ema"), tmp_path)
+    ours = load_policy(tmp_path / CHECKPOINT_FILE)
+    assert (ours.checkpoint.digest, ours.spec) == (policy.checkpoint.digest, policy.spec)
 
 
 def _evaluation(folder: Path, *overrides: str) -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ from envs.demos.push_t import read_push_t
 from envs.demos.replay import Demonstrations, write_demonstrations
 
 SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
-SMALL = ["task=push_t_image", "threads=1"]
+SMALL = ["task=push_t_image", "threads=1", "demonstrations=published.zarr.zip"]
 
 
 def _run(folder: Path, script: str, *overrides: str, ok: bool = True) -> str:
@@ -33,9 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "keypoint": read.observations["keypoints"][:20].reshape(-1, 9, 2),
         "img": np.random.default_rng(0).integers(0, 256, (20, 96, 96, 3)).astype(np.float32),
     }
-    store = folder / "outputs" / "demos" / "push_t_image" / "pusht_cchi_v7_replay.zarr.zip"
-    store.parent.mkdir(parents=True)
-    write_demonstrations(Demonstrations(arrays, np.array([20]), {}), store)
+    write_demonstrations(Demonstrations(arrays, np.array([20]), {}), folder / "published.zarr.zip")
     sizes = ["policy.layers=1", "policy.width=16", "policy.heads=2", "policy.train_steps=10"]
     steps = ["optimiser.cycles=[2]", "optimiser.warmup_steps=1", "optimiser.batch_size=2", "rollout.every=0"]
     _run(folder, "train", *SMALL, *sizes, *steps, "output=run", "sampler.steps=2")

@@ -16,6 +16,7 @@ from bac.timing import Latency, device_synchroniser, measure_interleaved
 from configs.studies import BenchConfig
 from policies.benchmark import Row, StartedRow, noise_of, start
 from policies.diffusion_policy import DiffusionPolicy
+from studies.torchvision_ops import make_torchvision_importable
 
 REFERENCE = "reference"
 
@@ -31,6 +32,7 @@ def require_package(what: str, module: str, package: str) -> Any:
     Raises:
         Unavailable: the package is not here, or something it imports is not.
     """
+    make_torchvision_importable()
     try:
         return import_module(module)
     except (ImportError, RuntimeError) as error:  # diffusers raises a RuntimeError for what its lazy imports miss

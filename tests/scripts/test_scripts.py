@@ -316,7 +316,10 @@ def test_peers_stand_beside_ours(trained: Path) -> None:
     ("override", "told"),
     [
         ("networks=[kitchn]", "error: networks: expected checkpoint, kitchen or both, got ['kitchn']"),
-        ("study=speed", "error: study: expected one of latency, growth, tried, pareto, peers, got speed"),
+        (
+            "study=speed",
+            "error: study: expected one of latency, growth, tried, pareto, peers, realtime, wallclock, got speed",
+        ),
         ("batches=[0]", "error: batches: expected batch sizes of at least 1, got [0]"),
         ("ddim_updates=[[5]]", "error: ddim_updates: expected pairs, got [[5]]"),
         ("stages_schedule=bac-s9", "error: schedule: expected a file or one of ['bac-s2', 'bac-s3'"),

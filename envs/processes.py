@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from threading import Thread
-from typing import Any
 
 
-def spawned(
-    processes: int, begin: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
-) -> ProcessPoolExecutor:
-    """Return a pool of so many processes, each of which first calls ``begin`` with ``arguments``.
-
-    They are spawned, for a fork would share the parent's graphics and threads.
-    """
+def spawned(processes: int) -> ProcessPoolExecutor:
+    """Return a pool of so many processes; spawned, for a fork would share the parent's graphics and threads."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(begin, arguments))
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_watch_parent)
 
 
-def _begin(begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+def _watch_parent() -> None:
     Thread(target=_end_with_parent, daemon=True).start()
-    if begin is not None:
-        begin(*arguments)
 
 
 def _end_with_parent() -> None:

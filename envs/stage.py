@@ -108,7 +108,15 @@ class Stages:
 
     def __init__(self, make_env: Callable[[], Env], slots: int, observation_steps: int, processes: int) -> None:
         shares = [len(range(own, slots, processes)) for own in range(processes)]
-        self._workers = [spawned(1, _open, (make_env, share, observation_steps)) for share in shares]
+        with ExitStack() as opened:
+            self._workers = [opened.enter_context(spawned(1)) for _ in shares]
+            # All build at the same time, and what one refuses is raised here as it is.
+            for future in [
+                worker.submit(_open, make_env, share, observation_steps)
+                for worker, share in zip(self._workers, shares, strict=True)
+            ]:
+                _result(future)
+            opened.pop_all()
 
     @property
     def action_shape(self) -> tuple[int, ...]:
@@ -210,6 +218,6 @@ def _result(future: Future[_Value]) -> _Value:
         return future.result()
     except BrokenProcessPool as error:
         raise EnvError(
-            "rollout: expected its environment processes to live, got one that ended or could not build an "
-            f"environment ({error}); play with processes=1 to see why."
+            "rollout: expected its environment processes to live, got one that ended ({error}); "
+            "play with processes=1 to see why."
         ) from error

@@ -193,6 +193,16 @@ def test_a_process_that_ends_refuses() -> None:
         rollout(Deadly, Scripted(), [4, 5], processes=2)
 
 
+class Unbuildable(Counter):
+    def __init__(self) -> None:
+        raise EnvError("there is no table")
+
+
+def test_what_another_process_cannot_build_refuses_as_it_is() -> None:
+    with pytest.raises(EnvError, match=r"^there is no table$"):
+        rollout(Unbuildable, Scripted(), [4, 5], processes=2)
+
+
 class Broken(Counter):
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         raise EnvError("the table is upside down")

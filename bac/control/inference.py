@@ -138,6 +138,7 @@ class _Worker:
             self._prepare()
             while (request := self.requests.get()) is not None:
                 self.answers.put(answer_of(self._predict, request))
+        # Whatever ends the thread, SystemExit included: the loop must learn why, and the thread still ends by it.
         except BaseException as error:
             self.dead = f"{type(error).__name__}: {error}"
             raise

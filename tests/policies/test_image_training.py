@@ -9,6 +9,7 @@ from policies.hybrid_network import HybridNetwork, HybridObservation, build_netw
 from policies.samplers import DiffusionProcess
 from policies.training import Trainer, TrainingConfig, TrainingWindows
 from policies.vision import IMAGE_FEATURES, VisionConfig
+from tests.policies.resuming import require_exact_resume
 
 RECIPE = TrainingConfig(
     cycles=(4,),
@@ -45,24 +46,8 @@ def _trainer(folder: Path, config: TrainingConfig = RECIPE) -> Trainer:
     return Trainer(build_network(SPEC), _windows(), alphas, config, folder)
 
 
-def _weights(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([p.flatten() for network in (trainer.network, trainer.ema) for p in network.parameters()])
-
-
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
-    whole = _trainer(tmp_path / "whole")
-    losses = [progress.loss for progress in whole.run()]
-
-    killed = _trainer(tmp_path / "killed")
-    before = [progress.loss for progress in killed.run(until=2)]
-    killed.save()
-    list(killed.run(until=3))  # lost with the kill: not saved
-
-    resumed = _trainer(tmp_path / "killed")
-    assert resumed.resume()
-    after = [progress.loss for progress in resumed.run()]
-    assert before + after == losses
-    assert torch.equal(_weights(resumed), _weights(whole))
+    whole = require_exact_resume(_trainer, tmp_path, saved=2, killed=3)
     _, encoder = network_parts(whole.network)
     _, fresh = network_parts(_trainer(tmp_path / "fresh").network)
     assert encoder is not None

@@ -9,6 +9,7 @@ from bac.errors import CorruptArtefact, InvalidInput, Mismatch
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from policies.samplers import DiffusionProcess
 from policies.training import LOG_FILE, STATE_FILE, Trainer, TrainingConfig, TrainingWindows
+from tests.policies.resuming import require_exact_resume, weights
 
 RECIPE = TrainingConfig(
     cycles=(8,),
@@ -44,24 +45,8 @@ def _trainer(folder: Path, config: TrainingConfig = RECIPE) -> Trainer:
     return Trainer(DiffusionTransformer(sizes), windows, alphas, config, folder)
 
 
-def _weights(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([p.flatten() for network in (trainer.network, trainer.ema) for p in network.parameters()])
-
-
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
-    whole = _trainer(tmp_path / "whole")
-    losses = [progress.loss for progress in whole.run()]
-
-    killed = _trainer(tmp_path / "killed")
-    before = [progress.loss for progress in killed.run(until=5)]
-    killed.save()
-    list(killed.run(until=7))  # lost with the kill: not saved
-
-    resumed = _trainer(tmp_path / "killed")
-    assert resumed.resume()
-    after = [progress.loss for progress in resumed.run()]
-    assert before + after == losses
-    assert torch.equal(_weights(resumed), _weights(whole))
+    require_exact_resume(_trainer, tmp_path, saved=5, killed=7)
 
 
 def test_loss_falls_and_weights_average(tmp_path: Path) -> None:
@@ -69,7 +54,7 @@ def test_loss_falls_and_weights_average(tmp_path: Path) -> None:
     losses = [progress.loss for progress in trainer.run()]
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
     assert not torch.equal(
-        _weights(trainer)[: len(_weights(trainer)) // 2], _weights(trainer)[len(_weights(trainer)) // 2 :]
+        weights(trainer)[: len(weights(trainer)) // 2], weights(trainer)[len(weights(trainer)) // 2 :]
     )
 
 
@@ -98,7 +83,7 @@ def test_finished_run_continues_with_another_cycle(tmp_path: Path) -> None:
     continued = _trainer(tmp_path / "finished", longer)
     assert continued.resume()
     assert [progress.step for progress in continued.run()] == [9, 10, 11, 12, 13]
-    assert torch.equal(_weights(continued), _weights(whole))
+    assert torch.equal(weights(continued), weights(whole))
 
 
 def test_ema_starts_at_the_weights_and_then_lags(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class LoopSettings:
         require_rate(self.rate_hz)
         limits = [each for each in (self.observation_age_ms, self.stall_ms) if each is not None]
         fine = self.replan_ticks >= 1 and self.deadline_ticks >= 0 and self.restarts >= 0
-        if not fine or min([*limits, self.jump_ms]) <= 0:
+        if not fine or not all(each > 0 for each in (*limits, self.jump_ms)):
             raise InvalidInput(
                 sentence(
                     "control loop",

@@ -20,7 +20,8 @@ class ProcessDied(RuntimeError):
 class ProcessPredictor:
     """A ``Predict`` that another process computes; give it to ``ThreadInference``, whose thread waits for the answer.
 
-    The process starts at the first call, and again at the first call after it died.
+    The process starts at the first call, and again at the first call after it died. A call while another still waits,
+    from a thread that was left behind, kills the process that hangs: no answer can reach the wrong request.
 
     Args:
         make: called in the process, returns the predictor; picklable.
@@ -30,6 +31,7 @@ class ProcessPredictor:
         self._make = make
         self._process: Any = None
         self._pipe: Connection | None = None
+        self._waiting: Connection | None = None
 
     @property
     def pid(self) -> int | None:
@@ -43,21 +45,27 @@ class ProcessPredictor:
             ProcessDied: the process ended meanwhile.
             BacError: the predictor refused the input.
         """
-        pipe = self._running()
+        if self._waiting is not None:
+            self.close()
+        pipe = self._waiting = self._running()
+        pid = self.pid
         try:
             pipe.send(request)
             answer = pipe.recv()
         except (EOFError, OSError) as error:
-            raise ProcessDied(f"inference process {self.pid} died") from error
+            raise ProcessDied(f"inference process {pid} died") from error
+        finally:
+            if self._waiting is pipe:
+                self._waiting = None
         if answer.failure is not None:
             raise InvalidInput(answer.failure)
         actions: np.ndarray = answer.actions
         return actions
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, whatever it does."""
         if self._process is not None:
-            self._process.terminate()
+            self._process.kill()  # one that is stopped, or hangs in a library, does not end for less
             self._process.join()
 
     def _running(self) -> Connection:

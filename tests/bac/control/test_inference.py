@@ -159,6 +159,44 @@ def test_a_killed_inference_process_is_started_again_and_no_tick_is_lost() -> No
     assert report.counters.last_refusal == "not this one."
 
 
+def hang(asked: Request) -> np.ndarray:
+    if asked.number == 0:
+        signal.pause()
+    return named_actions(asked)
+
+
+def make_hanging() -> Callable[[Request], np.ndarray]:
+    return hang
+
+
+def test_a_process_that_hangs_is_killed_by_the_next_request_whose_answer_is_its_own() -> None:
+    predictor = ProcessPredictor(make_hanging)
+    left_behind: list[BaseException] = []
+
+    def predict(asked: Request) -> np.ndarray:
+        try:
+            return predictor(asked)
+        except ProcessDied as died:
+            left_behind.append(died)
+            raise
+
+    inference = ThreadInference(predict)
+    inference.submit(request(0))
+    until(lambda: predictor._waiting is not None)
+    hanging = predictor.pid
+    inference.restart()
+    inference.submit(request(1))
+    answer = answer_from(inference)
+    assert answer.actions is not None
+    assert (answer.request.number, answer.actions[0]) == (1, 100)
+    assert predictor.pid != hanging
+    until(lambda: left_behind)
+    assert str(left_behind[0]) == f"inference process {hanging} died"
+    inference.submit(request(2))
+    assert answer_from(inference).request.number == 2
+    predictor.close()
+
+
 def die(_: Request) -> np.ndarray:
     os._exit(1)
 

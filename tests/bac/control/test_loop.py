@@ -347,7 +347,14 @@ def test_start_moves_the_origin_and_only_before_the_first_tick() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"replan_ticks": 0}, {"deadline_ticks": -1}, {"stall_ms": 0.0}, {"jump_ms": -1.0}, {"restarts": -1}],
+    [
+        {"replan_ticks": 0},
+        {"deadline_ticks": -1},
+        {"stall_ms": 0.0},
+        {"jump_ms": -1.0},
+        {"restarts": -1},
+        {"observation_age_ms": float("nan")},
+    ],
 )
 def test_settings_outside_their_ranges_refuse(changes: dict[str, float]) -> None:
     with pytest.raises(InvalidInput, match=r"^control loop: expected replan_ticks >= 1, deadline_ticks"):

@@ -292,6 +292,7 @@ class OptimiserConfig:
     gradient_clip: float
     ema_power: float
     precision: str
+    noise_draws: int
 
     def build(self, seed: int) -> TrainingConfig:
         """Return the recipe."""

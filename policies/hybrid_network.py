@@ -34,8 +34,15 @@ class HybridNetwork(nn.Module):
         self.model = model
 
     def forward(self, sample: Tensor, timestep: Tensor, observation: HybridObservation) -> Tensor:
-        """Estimate the noise float[B, T, Da]; see ``DiffusionTransformer.forward``."""
-        return self.model(sample, timestep, self.obs_encoder(observation.low_dim, observation.images))
+        """Estimate the noise float[R B, T, Da] of R samples per observation; see ``DiffusionTransformer.forward``.
+
+        Args:
+            sample: float[R B, T, Da], R copies of a batch one after the other.
+            timestep: int64[R B].
+            observation: of B rows, each encoded once.
+        """
+        tokens = self.obs_encoder(observation.low_dim, observation.images)
+        return self.model(sample, timestep, tokens.repeat(len(sample) // len(tokens), 1, 1))
 
 
 PolicyNetwork = DiffusionTransformer | HybridNetwork

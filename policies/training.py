@@ -84,6 +84,8 @@ class TrainingConfig:
         precision: ``fp32`` or ``bf16`` autocast; bf16 pays where the processor multiplies it natively (AMX, CUDA).
         seed: of initial weights, windows, time steps and noise.
         encoder_weight_decay: on all weights of an image policy's encoder, as in the original.
+        noise_draws: time steps and noises that each window of a step is noised with. An image policy encodes what it
+            observes once for all of them: where the encoder is most of the work, more draws cost little.
     """
 
     cycles: tuple[int, ...]
@@ -97,15 +99,17 @@ class TrainingConfig:
     precision: str
     seed: int
     encoder_weight_decay: float = 1e-6
+    noise_draws: int = 1
 
     def __post_init__(self) -> None:
         shortest = min(self.cycles, default=0)
-        if not 0 <= self.warmup_steps < shortest or self.batch_size < 1 or self.precision not in {"fp32", "bf16"}:
+        fewest = min(self.batch_size, self.noise_draws)
+        if not 0 <= self.warmup_steps < shortest or fewest < 1 or self.precision not in {"fp32", "bf16"}:
             raise InvalidInput(
                 sentence(
                     "training configuration",
-                    expected="warmup_steps below every cycle, a positive batch_size, precision fp32 or bf16",
-                    got=f"{self.warmup_steps}, {self.cycles}, {self.batch_size}, {self.precision}",
+                    expected="warmup_steps below every cycle, batch_size and noise_draws above 0, precision fp32 or bf16",
+                    got=f"{self.warmup_steps}, {self.cycles}, {self.batch_size}, {self.noise_draws}, {self.precision}",
                     mend="correct the override",
                 )
             )
@@ -247,6 +251,8 @@ class Trainer:
 
     def _advance(self, step: int, rate: float) -> float:
         observations, actions = self._windows.batch(self._window_numbers(step))
+        # One copy of the batch after the other, so that the strata below spread a window's time steps.
+        actions = actions.repeat(self.config.noise_draws, 1, 1)
         batch = actions.shape[0]
         generator = _generator(self._device, self.config.seed, step)
         # One time step from each of B equal strata: the same expectation as B independent draws, less variance.
@@ -256,7 +262,7 @@ class Trainer:
         noisy = self._signal[timestep, None, None] * actions + self._noise[timestep, None, None] * noise
         torch.manual_seed(generator.initial_seed())  # crops and dropout, if any
         with self._autocast():
-            prediction = self.network(noisy, timestep, observations)
+            prediction = self.network(noisy, timestep, self._repeated(observations))
         loss = (prediction.float() - noise).square().mean()
         self._optimizer.zero_grad()
         loss.backward()
@@ -276,6 +282,12 @@ class Trainer:
                 )
             )
         return value
+
+    def _repeated(self, observations: Tensor | HybridObservation) -> Tensor | HybridObservation:
+        """Return an observation for every noised copy; images are repeated by the network, after its encoder."""
+        if isinstance(observations, HybridObservation):
+            return observations
+        return observations.repeat(self.config.noise_draws, 1, 1)
 
     def _window_numbers(self, step: int) -> Tensor:
         total, size = len(self._windows.index), min(self.config.batch_size, len(self._windows.index))

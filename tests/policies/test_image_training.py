@@ -68,6 +68,22 @@ def test_batch_has_the_observed_images_as_bytes() -> None:
     assert torch.equal(observation.images["image"][0], windows.images["image"][5:7])
 
 
+def test_noise_draws_share_what_the_encoder_made_of_an_observation(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, replace(RECIPE, noise_draws=2))
+    assert isinstance(trainer.network, HybridNetwork)
+    encoded: list[torch.Tensor] = []
+    given: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    trainer.network.obs_encoder.register_forward_hook(lambda *made: encoded.append(made[2]))
+    trainer.network.model.register_forward_pre_hook(lambda _, asked: given.append(asked))
+    next(trainer.run())
+    ((tokens,), ((sample, timestep, condition),)) = encoded, given
+    assert (len(tokens), len(sample)) == (3, 6)
+    assert torch.equal(condition, torch.cat([tokens, tokens]))
+    # Strata of ten time steps over six rows: the two of each window are half of all steps apart, or one less or more.
+    assert ((timestep[3:] - timestep[:3] - 5).abs() <= 1).all()
+    assert not torch.equal(sample[:3], sample[3:])
+
+
 def test_encoder_decays_apart(tmp_path: Path) -> None:
     config = replace(RECIPE, weight_decay=0.5, encoder_weight_decay=0.25)
     trainer = _trainer(tmp_path, config)

@@ -148,10 +148,23 @@ def test_diverged_loss_refuses(tmp_path: Path) -> None:
         next(iter(trainer.run()))
 
 
-@pytest.mark.parametrize("change", [{"warmup_steps": 8}, {"cycles": ()}, {"batch_size": 0}, {"precision": "fp8"}])
+@pytest.mark.parametrize(
+    "change", [{"warmup_steps": 8}, {"cycles": ()}, {"batch_size": 0}, {"noise_draws": 0}, {"precision": "fp8"}]
+)
 def test_impossible_recipe_refuses(change: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match="training configuration"):
         replace(RECIPE, **change)
+
+
+def test_noise_draws_repeat_the_batch(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, replace(RECIPE, batch_size=4, noise_draws=3))
+    given: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    trainer.network.register_forward_pre_hook(lambda _, asked: given.append(asked))
+    next(trainer.run())
+    sample, timestep, condition = given[0]
+    assert (len(sample), len(timestep)) == (12, 12)
+    assert torch.equal(condition, condition[:4].repeat(3, 1, 1))
+    assert len(sample.flatten(1).unique(dim=0)) == 12
 
 
 def test_bf16_autocast_trains(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ class TrainingConfig:
             raise InvalidInput(
                 sentence(
                     "training configuration",
-                    expected="warmup_steps below each cycle, batch_size and noise_draws above 0, precision fp32 or bf16",
+                    expected="warmup_steps below each cycle, batch_size and noise_draws above 0, fp32 or bf16",
                     got=f"{self.warmup_steps}, {self.cycles}, {self.batch_size}, {self.noise_draws}, {self.precision}",
                     mend="correct the override",
                 )

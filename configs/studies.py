@@ -22,6 +22,7 @@ class Study(StrEnum):
     PEERS = "peers"
     REALTIME = "realtime"
     WALLCLOCK = "wallclock"
+    EVALUATED = "evaluated"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -135,7 +136,7 @@ class BenchConfig:
         study: ``latency`` of a chunk under every executor, schedule and sampler; ``growth`` of that time with updates,
             steps, depth and width; ``tried``, what else could run a plan on a CPU; ``pareto``, error against cost of
             all methods; ``peers``, the caches of other packages; ``realtime``, score against latency; ``wallclock``,
-            the control loop in real time.
+            the control loop in real time; ``evaluated``, schedules that ``scripts/eval.py`` played.
         checkpoint: path of a checkpoint; null takes the task's shipped policy.
         networks: ``checkpoint``, ``kitchen`` (the original Kitchen sizes with random weights), or both.
         batches: batch sizes, one table each.
@@ -149,6 +150,8 @@ class BenchConfig:
         peers: caches and thresholds of ``study=peers``.
         realtime: rows, seams and latencies of ``study=realtime``.
         wallclock: of ``study=wallclock``.
+        evaluated: of ``study=evaluated``: results of ``scripts/eval.py`` on the same episodes, folders or JSON files,
+            the one that the others are compared with first.
         memory: whether to measure the peak memory of every row, in processes of their own.
         only: time only rows whose name contains one of these, and the reference; null times all.
         stages_schedule: schedule under which ``predict`` is timed stage by stage.
@@ -175,6 +178,7 @@ class BenchConfig:
     peers: PeersConfig
     realtime: RealtimeConfig
     wallclock: WallclockConfig
+    evaluated: list[str]
     memory: bool
     only: list[str] | None
     stages_schedule: str

@@ -13,7 +13,6 @@ import torch
 import bac
 from bac.acceleration import select_for
 from bac.control.schedule_bank import BankEntry, DeviceProfile, Measured, ScheduleBank
-from bac.errors import CorruptArtefact, Mismatch, sentence
 from bac.executors import ChunkNoise, ExecutorKind, Selection, WeightType
 from bac.methods import Method, full_schedule
 from bac.plan import schedule_cost
@@ -24,7 +23,7 @@ from bac.schedule import CacheSchedule
 from bac.timing import Latency, device_synchroniser, measure_interleaved
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import profile_path
-from policies.samplers import DiffusionProcess, Spacing, ddim, ddpm, dpm_solver
+from policies.samplers import ddim, sampler_named
 
 BANK_FILE = "bank.json"
 _BATCH = 32
@@ -153,43 +152,8 @@ def load_entry(policy: DiffusionPolicy, folder: Path, entry: BankEntry, kind: st
         Mismatch: it is for another checkpoint or sampler.
     """
     schedule = CacheSchedule.load(folder / entry.schedule)
-    return accelerated(policy, Member(schedule, sampler_of(entry, policy.spec.process), entry.name), kind, weights)
-
-
-def sampler_of(entry: BankEntry, process: DiffusionProcess) -> SamplerTable:
-    """Return an entry's sampler.
-
-    Raises:
-        CorruptArtefact: its identity names none.
-        Mismatch: it belongs to another diffusion process.
-    """
-    try:
-        steps = int(entry.sampler["steps"])
-        match entry.sampler["name"]:
-            case "ddpm":
-                table = ddpm(process, steps)
-            case "ddim":
-                table = ddim(process, steps, Spacing(str(entry.sampler["spacing"])))
-            case "dpm_solver":
-                table = dpm_solver(process, steps)
-            case other:
-                raise KeyError(other)
-    except (LookupError, TypeError) as error:
-        raise CorruptArtefact(
-            sentence(
-                f"bank entry {entry.name}", expected="a sampler of ours", got=dict(entry.sampler), mend="calibrate"
-            )
-        ) from error
-    if dict(table.identity) != dict(entry.sampler):
-        raise Mismatch(
-            sentence(
-                f"bank entry {entry.name}",
-                expected=f"sampler {dict(table.identity)} of this checkpoint",
-                got=dict(entry.sampler),
-                mend="run scripts/calibrate.py bank=true",
-            )
-        )
-    return table
+    sampler = sampler_named(policy.spec.process, entry.sampler)
+    return accelerated(policy, Member(schedule, sampler, entry.name), kind, weights)
 
 
 def _full(policy: DiffusionPolicy) -> CacheSchedule:

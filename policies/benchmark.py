@@ -18,6 +18,7 @@ from bac.methods import BlockAdaptive, Uniform, full_schedule
 from bac.plan import schedule_cost
 from bac.profile import FeatureProfile
 from bac.profiler import profile_features
+from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule
 from policies.base import PolicySpec
 from policies.checkpoint import PolicyCheckpoint
@@ -127,6 +128,19 @@ def executor_rows(
         yield Row(f"{label}, {name}", build, policy.sampler.steps, _gflops(policy, schedule))
 
 
+def sampled_rows(
+    policy: DiffusionPolicy,
+    named: Mapping[str, tuple[SamplerTable, CacheSchedule]],
+    kind: ExecutorKind,
+    weights: WeightType,
+) -> Iterator[Row]:
+    """Yield a row per schedule under one executor, each with a sampler of its own, whatever the policy's is."""
+    for name, (sampler, schedule) in named.items():
+        sampled = DiffusionPolicy(policy.checkpoint, sampler)
+        for row in executor_rows(sampled, {name: schedule}, kind, weights):
+            yield Row(row.name, partial(_sampled, build=row.build, sampler=sampler), row.steps, row.gflops)
+
+
 def hook_rows(policy: DiffusionPolicy, named: Mapping[str, CacheSchedule], loop: Loop) -> Iterator[Row]:
     """Yield a row per cached schedule by patched branches inside a user's own loop."""
     for name, schedule in named.items():
@@ -139,13 +153,14 @@ def ddim_rows(
 ) -> Iterator[Row]:
     """Yield two rows per DDIM step count: full, and BAC on top of it, calibrated here on a few of the observations."""
     for steps, budget in updates.items():
-        short = _shortened(policy, steps)
+        short = DiffusionPolicy(policy.checkpoint, ddim(policy.spec.process, steps))
         named = {
             f"DDIM-{steps} full": full_schedule(short.trunk.blocks, steps, short.provenance),
             f"DDIM-{steps} BAC S={budget}": BlockAdaptive(budget).schedule(quick_profile(short, observed)),
         }
-        for row in executor_rows(short, named, kind):
-            yield Row(row.name, partial(_built_shortened, build=row.build, steps=steps), steps, row.gflops)
+        yield from sampled_rows(
+            policy, {name: (short.sampler, schedule) for name, schedule in named.items()}, kind, WeightType.FP32
+        )
 
 
 def quick_profile(policy: DiffusionPolicy, observed: Tensor) -> FeatureProfile:
@@ -188,12 +203,8 @@ def _hooked(policy: DiffusionPolicy, *, schedule: CacheSchedule, loop: Loop) -> 
     return loop(policy, network)
 
 
-def _shortened(policy: DiffusionPolicy, steps: int) -> DiffusionPolicy:
-    return DiffusionPolicy(policy.checkpoint, ddim(policy.spec.process, steps))
-
-
-def _built_shortened(policy: DiffusionPolicy, *, build: Callable[[DiffusionPolicy], Denoise], steps: int) -> Denoise:
-    return build(_shortened(policy, steps))
+def _sampled(policy: DiffusionPolicy, *, build: Callable[[DiffusionPolicy], Denoise], sampler: SamplerTable) -> Denoise:
+    return build(DiffusionPolicy(policy.checkpoint, sampler))
 
 
 def _gflops(policy: DiffusionPolicy, schedule: CacheSchedule) -> float:

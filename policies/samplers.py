@@ -6,12 +6,13 @@ The reference is diffusers, step by step (tests/policies/test_samplers.py).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 import numpy as np
 
-from bac.errors import InvalidInput, sentence
+from bac.errors import CorruptArtefact, InvalidInput, Mismatch, sentence
 from bac.sampler_table import SamplerTable
 
 _MAX_BETA = 0.999
@@ -140,6 +141,44 @@ def dpm_solver(process: DiffusionProcess, steps: int = 10) -> SamplerTable:
         to_previous=-gain * ratio,
         clip=process.clip,
     )
+
+
+def sampler_named(process: DiffusionProcess, identity: Mapping[str, object]) -> SamplerTable:
+    """Return the sampler that an artefact or a result was made with.
+
+    Args:
+        process: of the checkpoint.
+        identity: as ``SamplerTable.identity``.
+
+    Raises:
+        CorruptArtefact: it names no sampler of ours.
+        Mismatch: it belongs to another diffusion process.
+    """
+    try:
+        steps = int(str(identity["steps"]))
+        match identity["name"]:
+            case "ddpm":
+                table = ddpm(process, steps)
+            case "ddim":
+                table = ddim(process, steps, Spacing(str(identity["spacing"])))
+            case "dpm_solver":
+                table = dpm_solver(process, steps)
+            case other:
+                raise KeyError(other)
+    except (LookupError, ValueError) as error:
+        raise CorruptArtefact(
+            sentence("sampler", expected="one of ours", got=dict(identity), mend="make its file again")
+        ) from error
+    if dict(table.identity) != dict(identity):
+        raise Mismatch(
+            sentence(
+                "sampler",
+                expected=f"{dict(table.identity)} of this checkpoint",
+                got=dict(identity),
+                mend="make its file again for this checkpoint",
+            )
+        )
+    return table
 
 
 def _identity(process: DiffusionProcess) -> dict[str, str | int | float]:

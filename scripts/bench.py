@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from studies import growth, latency, pareto, peers, realtime, tried, wallclock
+from studies import evaluated, growth, latency, pareto, peers, realtime, tried, wallclock
 
 from bac.choices import choice
 from configs.entry import script
@@ -18,6 +18,7 @@ _STUDIES = {
     Study.PEERS: peers.run,
     Study.REALTIME: realtime.run,
     Study.WALLCLOCK: wallclock.run,
+    Study.EVALUATED: evaluated.run,
 }
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from studies.evaluations import RESULTS_FILE, read_evaluation, require_same_episodes, schedule_name
 
-from bac.errors import CorruptArtefact, Mismatch, MissingArtefact, sentence
 from bac.files import write_whole
 from bac.pictures import save_figure
 from bac.results import write_results
@@ -19,7 +17,6 @@ from bac.statistics import Estimate, bootstrap_mean
 from configs.entry import script
 from configs.schema import CompareConfig
 
-RESULTS_FILE = "results.json"
 _COLUMNS = (
     "run", "GFLOPs", "action error", "score", "difference, paired", "success", "p50 ms", "Hz at p99",
     "against own uncached",
@@ -28,10 +25,10 @@ _COLUMNS = (
 
 def main(config: CompareConfig, folder: Path) -> None:
     """Write ``table.md``, ``tradeoff.png`` and ``results.json`` into ``folder``; print the table."""
-    reference = _read(Path(config.reference))
-    runs = [_read(Path(run)) for run in config.runs]
+    reference = read_evaluation(Path(config.reference))
+    runs = [read_evaluation(Path(run)) for run in config.runs]
     for run in runs:
-        _require_same_episodes(reference, run)
+        require_same_episodes(reference, run)
     rows = [_row(each, reference) for each in (reference, *runs)]
     table = "\n".join([_line(_COLUMNS), _line(("---",) * len(_COLUMNS)), *(_line(_cells(row)) for row in rows)]) + "\n"
     write_whole(folder / "table.md", lambda path: path.write_text(table))
@@ -40,43 +37,10 @@ def main(config: CompareConfig, folder: Path) -> None:
     print(f"{reference['episodes']} episodes from seed {reference['seed']}\n\n{table}\nresults in {folder}")
 
 
-def _read(run: Path) -> dict[str, Any]:
-    path = run if run.suffix == ".json" else run / RESULTS_FILE
-    if not path.is_file():
-        raise MissingArtefact(
-            sentence(
-                "evaluation",
-                expected=f"a file {path}",
-                got="none",
-                mend="give what scripts/eval.py wrote, folder or JSON",
-            )
-        )
-    results: dict[str, Any] = json.loads(path.read_text())
-    if "scores" not in results:
-        raise CorruptArtefact(
-            sentence(str(path), expected="results of scripts/eval.py", got=sorted(results), mend="give its folder")
-        )
-    return results
-
-
-def _require_same_episodes(reference: dict[str, Any], run: dict[str, Any]) -> None:
-    checks: dict[str, Callable[[dict[str, Any]], object]] = {
-        "first seed and episodes": lambda results: (results["seed"], results["episodes"]),
-        "checkpoint": lambda results: results["schedule"]["checkpoint"],
-    }
-    for what, of in checks.items():
-        if of(reference) != of(run):
-            raise Mismatch(
-                sentence(
-                    what, expected=of(reference), got=of(run), mend="evaluate both on the same episodes and policy"
-                )
-            )
-
-
 def _row(run: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
     difference = bootstrap_mean(np.array(run["scores"]) - np.array(reference["scores"]))
     return {
-        "run": _name(run["schedule"]),
+        "run": schedule_name(run["schedule"]),
         "gflops": run["gflops"]["cached"],
         "action_error": run["action_error"]["mean"],
         "score": run["score"],
@@ -88,23 +52,6 @@ def _row(run: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
         "commit": run["provenance"]["commit"],
         "command": run["provenance"]["command"],
     }
-
-
-def _name(schedule: dict[str, Any]) -> str:
-    parameters, sampler = schedule["parameters"], schedule["sampler"]
-    parts = [schedule["method"]]
-    shown = {"updates": "S={}", "power": "p={}", "gflops": "{} G", "upstream_blocks": "n={}"}
-    if parameters.get("sharing") == "all":
-        del shown["upstream_blocks"]  # nothing to widen
-    parts += [text.format(parameters[name]) for name, text in shown.items() if name in parameters]
-    if parameters.get("metric", "cosine") != "cosine":
-        parts.append(parameters["metric"])
-    # The second spelling is of results from before the option had its name.
-    if parameters.get("last_step") == "free" or parameters.get("force_last_step") is False:
-        parts.append("last step free")
-    if sampler["name"] != "ddpm" or sampler["steps"] != sampler["train_steps"]:
-        parts.append(f"on {sampler['name']}-{sampler['steps']} {sampler.get('spacing', '')}".strip())
-    return " ".join(parts)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

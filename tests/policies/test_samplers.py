@@ -1,14 +1,16 @@
 """Every sampler table against diffusers' scheduler, step by step, on the same noise estimates and the same noise."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.schedulers import scheduling_ddpm
 
-from bac.errors import InvalidInput
+from bac.errors import CorruptArtefact, InvalidInput, Mismatch
 from bac.sampler_table import SamplerTable
-from policies.samplers import DiffusionProcess, Spacing, ddim, ddpm, dpm_solver
+from policies.samplers import DiffusionProcess, Spacing, ddim, ddpm, dpm_solver, sampler_named
 
 PROCESS = DiffusionProcess(100)
 # diffusers keeps its coefficients in float32, ours are float64 rounded once; x0 divides by sqrt(alpha) down to 0.02.
@@ -96,6 +98,22 @@ def test_identity_tells_samplers_apart() -> None:
     tables += [ddpm(DiffusionProcess(100, clip=2.0)), dpm_solver(PROCESS, 50)]
     assert len({tuple(sorted(table.identity.items())) for table in tables}) == len(tables)
     assert [table.name for table in tables[:4]] == ["ddpm-100", "ddpm-50", "ddim-50-trailing", "ddim-50-leading"]
+
+
+def test_identity_names_the_sampler() -> None:
+    for table in (ddpm(PROCESS), ddpm(PROCESS, 50), ddim(PROCESS, 16, Spacing.LEADING), dpm_solver(PROCESS, 10)):
+        again = sampler_named(PROCESS, json.loads(json.dumps(dict(table.identity))))
+        assert (again.name, again.identity) == (table.name, table.identity)
+        np.testing.assert_array_equal(again.timesteps, table.timesteps)
+
+
+def test_identity_of_no_sampler_or_another_process_refuses() -> None:
+    known = dict(ddim(PROCESS, 16).identity)
+    for wrong in ({}, known | {"name": "euler"}, known | {"spacing": "linspace"}, known | {"steps": "ten"}):
+        with pytest.raises(CorruptArtefact, match=r"^sampler: expected one of ours, got \{"):
+            sampler_named(PROCESS, wrong)
+    with pytest.raises(Mismatch, match=r"^sampler: expected \{.*\} of this checkpoint, got"):
+        sampler_named(DiffusionProcess(100, clip=2.0), known)
 
 
 @pytest.mark.parametrize("field", ["recover_sample", "to_noise"])

@@ -364,6 +364,34 @@ def test_comparison_pairs_runs_of_the_same_episodes(trained: Path, tmp_path: Pat
     assert told.startswith("error: first seed and episodes: expected")
 
 
+def test_evaluated_schedules_are_made_again_and_timed_under_every_executor(trained: Path) -> None:
+    settings = (["cache=none"], ["cache=none", "sampler=ddim", "sampler.steps=4"], ["cache=bac", "cache.updates=3"])
+    folders = []
+    for each in settings:
+        evaluation = _evaluate(trained, *each, "video=0")
+        folders.append(_results(trained, "eval")[0])
+    common = ["study=evaluated", "checkpoint=run/checkpoint.safetensors", "calls=3", "warmup=1"]
+    executors = "executors=[eager,onnx]"
+    _run(trained, "bench", *common, executors, f"evaluated=[{','.join(map(str, folders))}]")
+    folder, results = _results(trained, "bench")
+    rows = {row["run"]: row for row in results["rows"]}
+    assert list(rows) == ["none", "none on ddim-4 trailing", "bac S=3 n=5"]
+    cached = rows["bac S=3 n=5"]
+    assert cached["gflops"] == evaluation["gflops"]["cached"] < rows["none"]["gflops"]
+    assert cached["success"] == evaluation["success"]
+    assert cached["latency_ms"].keys() == {"eager", "onnx"}
+    assert rows["none"]["score_difference"] == {"mean": 0, "low": 0, "high": 0}
+    assert all(f"| {name} | {row['gflops']:.2f} |" in (folder / "table.md").read_text() for name, row in rows.items())
+    path = folders[2] / "results.json"
+    document = json.loads(path.read_text())
+    document["schedule"]["digest"] = rows["none"]["run"] * 16
+    path.write_text(json.dumps(document))
+    told = _run(trained, "bench", *common, executors, f"evaluated=[{folders[2]}]", ok=False)
+    assert told.startswith("error: schedule bac S=3 n=5: expected digest nonenonenone as it was evaluated, got")
+    told = _run(trained, "bench", *common, ok=False)
+    assert told.startswith("error: evaluated: expected results of scripts/eval.py, got none")
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [

@@ -1,0 +1,74 @@
+"""Results of ``scripts/eval.py``, read again: which episodes they are of, and what their schedule is called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bac.errors import CorruptArtefact, Mismatch, MissingArtefact, sentence
+
+RESULTS_FILE = "results.json"
+
+
+def read_evaluation(run: Path) -> dict[str, Any]:
+    """Read results: their folder, or the JSON file.
+
+    Raises:
+        MissingArtefact: no such file.
+        CorruptArtefact: not the results of an evaluation.
+    """
+    path = run if run.suffix == ".json" else run / RESULTS_FILE
+    if not path.is_file():
+        raise MissingArtefact(
+            sentence(
+                "evaluation",
+                expected=f"a file {path}",
+                got="none",
+                mend="give what scripts/eval.py wrote, folder or JSON",
+            )
+        )
+    results: dict[str, Any] = json.loads(path.read_text())
+    if "scores" not in results:
+        raise CorruptArtefact(
+            sentence(str(path), expected="results of scripts/eval.py", got=sorted(results), mend="give its folder")
+        )
+    return results
+
+
+def require_same_episodes(reference: dict[str, Any], run: dict[str, Any]) -> None:
+    """Refuse to pair evaluations of other episodes or another policy.
+
+    Raises:
+        Mismatch: they are.
+    """
+    checks: dict[str, Callable[[dict[str, Any]], object]] = {
+        "first seed and episodes": lambda results: (results["seed"], results["episodes"]),
+        "checkpoint": lambda results: results["schedule"]["checkpoint"],
+    }
+    for what, of in checks.items():
+        if of(reference) != of(run):
+            raise Mismatch(
+                sentence(
+                    what, expected=of(reference), got=of(run), mend="evaluate both on the same episodes and policy"
+                )
+            )
+
+
+def schedule_name(schedule: dict[str, Any]) -> str:
+    """Return what tables call the schedule and sampler of an evaluation, for instance ``bac S=10 n=5``."""
+    parameters, sampler = schedule["parameters"], schedule["sampler"]
+    parts = [schedule["method"]]
+    shown = {"updates": "S={}", "power": "p={}", "gflops": "{} G", "upstream_blocks": "n={}"}
+    if parameters.get("sharing") == "all":
+        del shown["upstream_blocks"]  # nothing to widen
+    parts += [text.format(parameters[name]) for name, text in shown.items() if name in parameters]
+    if parameters.get("metric", "cosine") != "cosine":
+        parts.append(parameters["metric"])
+    # The second spelling is of results from before the option had its name.
+    if parameters.get("last_step") == "free" or parameters.get("force_last_step") is False:
+        parts.append("last step free")
+    if sampler["name"] != "ddpm" or sampler["steps"] != sampler["train_steps"]:
+        parts.append(f"on {sampler['name']}-{sampler['steps']} {sampler.get('spacing', '')}".strip())
+    return " ".join(parts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+
 from bac.control import Command, CommandKind, ControlLoop
 from ros2_bridge.conversion import action_message, trajectory_message
 from ros2_bridge.node_clock import NodeClock
@@ -76,7 +78,7 @@ class TrajectoryOutput:
         if command.kind is CommandKind.EXECUTE:
             actions += list(loop.ahead(_LONGEST_CHUNK))
         make, period_ns = self._transport.make, float(loop.grid.period_ns)
-        self._publisher.publish(trajectory_message(make, self._names, actions, period_ns, self._clock.ros_ns()))
+        self._publisher.publish(trajectory_message(make, self._names, np.array(actions), period_ns, self._clock.ros_ns()))
         self.sent += 1
 
     def close(self) -> None:

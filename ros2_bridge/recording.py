@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any
@@ -22,7 +23,6 @@ from ros2_bridge.messages import MessageTypes
 from ros2_bridge.node_clock import NodeClock
 from ros2_bridge.transport import Handle, OnMalformed, OnMessage, Profile, Publisher, Transport
 
-_VERSION = 9
 _WAITING = 1024
 _POLL_S = 0.2
 
@@ -127,7 +127,7 @@ class _Recorder:
     def __init__(self, folder: Path, types: MessageTypes, serialize: Callable[[str, Any], bytes]) -> None:
         self._types, self._serialize = types, serialize
         try:
-            self._writer = Writer(folder, version=_VERSION, storage_plugin=StoragePlugin.MCAP)
+            self._writer = Writer(folder, version=Writer.VERSION_LATEST, storage_plugin=StoragePlugin.MCAP)
             self._writer.open()
         except (OSError, WriterError) as error:
             raise InvalidInput(
@@ -161,7 +161,7 @@ class _Recorder:
                 if self._over.is_set():
                     break
                 continue
-            self._attempt(lambda entry=entry: self._write(entry))
+            self._attempt(partial(self._write, entry))
         self.lost += self._waiting.qsize()
         if not self.failure:
             self._attempt(self._writer.close)

@@ -138,10 +138,11 @@ class Driver:
         self._schedule = self._policy.index(cache)
         return self.cache
 
-    def counters(self) -> Counter[str]:
+    def counters(self) -> dict[str, int]:
         """Return the counters of all loops so far, by the names of ``LoopCounters``."""
         with self._lock:
-            return self._finished + Counter({} if self._loop is None else _counted(self._loop.report()))
+            now = {} if self._loop is None else _counted(self._loop.report())
+            return {name: self._finished[name] + now.get(name, 0) for name in _COUNTED}
 
     def report(self) -> LoopReport | None:
         """Return the report of the loop that runs, if one does."""
@@ -205,7 +206,7 @@ class Driver:
             loop.sense(_observed(self._intake.frame(), history))
             self._execute(loop.act(), loop)
         with self._lock:
-            self._finished += Counter(_counted(loop.report()))
+            self._finished.update(_counted(loop.report()))
             self._loop = None
         if loop.inference_lost is not None:
             self._interrupted.wait()

@@ -78,7 +78,9 @@ class TrajectoryOutput:
         if command.kind is CommandKind.EXECUTE:
             actions += list(loop.ahead(_LONGEST_CHUNK))
         make, period_ns = self._transport.make, float(loop.grid.period_ns)
-        self._publisher.publish(trajectory_message(make, self._names, np.array(actions), period_ns, self._clock.ros_ns()))
+        self._publisher.publish(
+            trajectory_message(make, self._names, np.array(actions), period_ns, self._clock.ros_ns())
+        )
         self.sent += 1
 
     def close(self) -> None:

@@ -127,10 +127,12 @@ class DdsTransport:
         return timer
 
     def close(self) -> None:
-        """End timers and callbacks, then leave the domain."""
+        """End timers and callbacks, then leave the domain; a second call does nothing."""
         for timer in self._timers:
             timer.close()
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
         self._wake.set(True)
         if threading.current_thread() is not self._thread:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from bac.errors import BacError, InvalidInput, sentence
+from bac.files import write_whole
 from ros2_bridge.parameters import parameter_file
 
 CONFIG = Path(__file__).parent / "config"
@@ -68,7 +69,11 @@ def _run(options: argparse.Namespace, given: dict[str, Any]) -> None:
         print("ready", flush=True)
         opened.begin()
         over.wait()
-        print(json.dumps(core.figures()), flush=True)
+        figures = core.figures()
+        print(json.dumps(figures), flush=True)
+        if options.figures and core.driver is not None:
+            told = {"figures": figures, "latencies_ms": [round(each, 3) for each in core.driver.latencies_ms]}
+            write_whole(Path(options.figures), lambda path: path.write_text(json.dumps(told)))
     finally:
         opened.node.close()
         opened.transport.close()
@@ -94,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--node", default="policy_node", help="the node's name")
     parser.add_argument("--namespace", default="/", help="the node's namespace")
     parser.add_argument("--record", help="folder of a new MCAP bag with everything in and out")
+    parser.add_argument("--figures", help="JSON file of the counters, and of what each chunk took, written at the end")
     parser.add_argument("--replay", help="a bag whose messages are the input, at the pace of their recording")
     parser.add_argument("--no-activate", dest="activate", action="store_false", help="stay inactive until ~/enable")
     return parser

@@ -116,7 +116,7 @@ class MessageTypes:
             case (Nodetype.BASE, ("string", _)):
                 return ""
             case (Nodetype.BASE, (base, _)):
-                return False if base == "bool" else 0
+                return False if base == "bool" else 0.0 if base.startswith("float") else 0
             case (Nodetype.NAME, name):
                 return self.make(name)
             case (Nodetype.ARRAY | Nodetype.SEQUENCE as container, ((Nodetype.BASE, (base, _)), length)) if (

@@ -27,7 +27,7 @@ from std_srvs.srv import Trigger
 from bac.errors import BacError
 from ros2_bridge.core import NodeState, PolicyCore
 from ros2_bridge.node_clock import SimulatedTime, SystemClock
-from ros2_bridge.parameters import PARAMETERS, Parameter, ParameterType, key_parameters
+from ros2_bridge.parameters import PARAMETERS, Parameter, ParameterType, key_parameters, read_values
 from ros2_bridge.policy import Load, load
 from ros2_bridge.transport import CONTESTED, Handle, OnMalformed, OnMessage, Profile, Publisher
 
@@ -174,7 +174,8 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         parameter = self._declared.get(change.name)
         if parameter is None:
             return
-        value = parameter.read(list(change.value) if isinstance(parameter.default, list) else change.value)
+        plain = isinstance(parameter.default, list) and change.value is not None
+        value = parameter.read(list(change.value) if plain else change.value)
         if self.core.state in {NodeState.INACTIVE, NodeState.ACTIVE} and parameter.live:
             self.core.set_cache(str(value))
 
@@ -197,8 +198,10 @@ def main(given: Mapping[str, Any] | None = None, name: str = "policy_node", name
         name: of the node.
         namespace: of the node.
     """
+    checked = read_values(given or {})
+    # What was given as a whole number may be a double's; an empty list has no type, and is the default anyway.
+    overrides = [RosParameter(key, value=checked[key]) for key in given or {} if checked[key] != []]
     rclpy.init()
-    overrides = [RosParameter(key, value=value) for key, value in (given or {}).items()]
     node = PolicyNode(name, namespace=namespace, parameter_overrides=overrides)
     executor = SingleThreadedExecutor()
     executor.add_node(node)

@@ -91,7 +91,7 @@ def test_a_robot_that_dies_stops_the_node_and_its_return_moves_it_again(
         await_motion("executing")
         os.killpg(process.pid, signal.SIGKILL)
         assert await_motion("holding") == "the newest observation is stale"
-    # A robot that was killed cannot say goodbye: its return looks like a second publisher until it was silent long enough.
+    # A robot that was killed cannot say goodbye: what returns is a second publisher until the first was silent.
     assert core.state == "active"
     core.shutdown()
     transport.close()
@@ -150,9 +150,7 @@ def test_a_node_that_is_interrupted_says_goodbye_and_tells_its_figures(
 
 
 def test_what_is_missing_ends_the_process_with_one_sentence(start: Start, domain: int) -> None:
-    process = start(
-        "-m", "ros2_bridge", "--task", "push_t", "--transport", "dds", "--set", "checkpoint=gone.safetensors"
-    )
+    process = start("-m", "ros2_bridge", "--transport", "dds", "--set", "checkpoint=gone.safetensors")
     output, _ = process.communicate(timeout=START_S)
     assert process.returncode == 1
     assert output.splitlines()[-1].startswith("error: checkpoint: expected a file or one of")

@@ -1,4 +1,4 @@
-"""A robot as a process: sends the toys' observation at 50 Hz until it is ended. ``python -m tests.ros2_bridge.toy_robot``."""
+"""A robot as a process, ``python -m tests.ros2_bridge.toy_robot``: the toys' observation at 50 Hz, until it ends."""
 
 import itertools
 import threading

@@ -113,13 +113,8 @@ def _timed(prepare: Callable[[], Callable[[], object]], calls: int) -> dict[str,
         began = time.monotonic_ns()
         call()
         taken.append((time.monotonic_ns() - began) / NS_PER_MS)
-    p50, p99 = np.percentile(taken[_WARMUP:], [50, 99])
-    return {
-        "p50": round(float(p50), 4),
-        "p99": round(float(p99), 4),
-        "max": round(max(taken[_WARMUP:]), 4),
-        "calls": calls,
-    }
+    told = dict(zip(("p50", "p99", "max"), np.percentile(taken[_WARMUP:], [50, 99, 100]), strict=True))
+    return {name: round(float(value), 4) for name, value in told.items()} | {"calls": calls}
 
 
 def closed_loop(options: argparse.Namespace) -> dict[str, Any]:
@@ -172,10 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from bac.results import run_provenance, write_results
 
-    about = run_provenance(
-        torch.device("cpu"), {name: value for name, value in vars(options).items() if name != "output"}
-    )
-    about["command"] = " ".join(["python -m ros2_bridge.measure", *(sys.argv[1:] if arguments is None else arguments)])
+    words = sys.argv[1:] if arguments is None else arguments
+    about = run_provenance(torch.device("cpu"), vars(options))
+    about["command"] = " ".join(["python -m ros2_bridge.measure", *words])
     about["load_average"] = os.getloadavg()
     write_results(Path(options.output), measured | {"provenance": about})
     shown = {name: value for name, value in measured.items() if name not in {"episodes", "control", "node"}}

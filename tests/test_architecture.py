@@ -58,7 +58,11 @@ def test_only_one_file_imports_rclpy_and_only_dds_imports_cyclone() -> None:
     for path in (ROOT / "ros2_bridge").rglob("*.py"):
         for name in users.keys() & _imports(path):
             users[name].add(path.name)
-    assert users == {"rclpy": {"rclpy_node.py"}, "cyclonedds": {"dds.py", "dds_types.py"}, "torch": {"policy.py"}}
+    assert users == {
+        "rclpy": {"rclpy_node.py"},
+        "cyclonedds": {"dds.py", "dds_types.py"},
+        "torch": {"policy.py", "measure.py"},
+    }
 
 
 def test_nothing_unpickles_without_restriction() -> None:

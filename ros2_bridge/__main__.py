@@ -69,6 +69,9 @@ def _run(options: argparse.Namespace, given: dict[str, Any]) -> None:
         print("ready", flush=True)
         opened.begin()
         over.wait()
+        if core.driver is not None:
+            # Else what is sent after the figures were told would be missing in them.
+            core.driver.stop()
         figures = core.figures()
         print(json.dumps(figures), flush=True)
         if options.figures and core.driver is not None:

@@ -117,7 +117,7 @@ class Driver:
         self._thread.start()
 
     def stop(self) -> None:
-        """Send nothing more; return when the thread has ended."""
+        """Send nothing more; return when the thread has ended. A second call does nothing."""
         self._halted = True
         self._interrupt()
         self._thread.join()

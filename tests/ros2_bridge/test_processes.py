@@ -18,6 +18,7 @@ from rosbags.rosbag2 import Reader
 
 from ros2_bridge.core import PolicyCore
 from ros2_bridge.dds import DdsTransport
+from ros2_bridge.diagnostics import read_diagnostics
 from ros2_bridge.messages import MessageTypes
 from ros2_bridge.node_clock import SystemClock
 from ros2_bridge.transport import COMMAND, EVENT, STATUS
@@ -51,6 +52,14 @@ class Seen:
         self._actions: queue.Queue[list[float]] = queue.Queue()
         self._status: queue.Queue[dict[str, Any]] = queue.Queue()
         transport.subscribe("action", ARRAY, COMMAND, lambda m, _: self._actions.put(list(m.data)), pytest.fail)
+        self._diagnostics: queue.Queue[dict[str, str]] = queue.Queue()
+        transport.subscribe(
+            "/diagnostics",
+            "diagnostic_msgs/msg/DiagnosticArray",
+            EVENT,
+            lambda m, _: self._diagnostics.put(read_diagnostics(m)),
+            pytest.fail,
+        )
         transport.subscribe(
             "/policy_node/status",
             "std_msgs/msg/String",
@@ -61,6 +70,9 @@ class Seen:
 
     def action(self) -> list[float]:
         return self._actions.get(timeout=START_S)
+
+    def diagnostics(self) -> dict[str, str]:
+        return self._diagnostics.get(timeout=START_S)
 
     def status(self, **wanted: Any) -> dict[str, Any]:
         while True:
@@ -123,6 +135,8 @@ def test_a_node_that_is_interrupted_says_goodbye_and_tells_its_figures(
     )
     seen.status(cache="late-s10")
     while seen.action()[1] != 2:
+        pass
+    while seen.diagnostics()["cache"] != "late-s10":
         pass
     process.send_signal(signal.SIGTERM)
     assert seen.status(state="finalized")

@@ -148,7 +148,7 @@ def closed_loop(options: argparse.Namespace) -> dict[str, Any]:
         "task": options.task,
         "score": asdict(bootstrap_mean(np.array([each["score"] for each in episodes]))),
         "success": asdict(bootstrap_mean(np.array([float(each["success"]) for each in episodes]))),
-        "ticks_lost": {name: sum(each[name] for each in episodes) for name in ("missed", "surplus")},
+        "ticks_lost": {name: sum(each[name] for each in episodes) for name in ("missed", "surplus", "overruns")},
         "episodes": episodes,
         "node": counted["figures"],
         # Under the names that scripts/eval.py reads a trace by.

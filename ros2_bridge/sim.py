@@ -5,6 +5,7 @@
     tick k      publish what is sensed now      the node ticks phase_ms later, and sends the action of its tick
                 step as soon as it comes        the world is one control step further at tick k + 1
     no action   before the first: the world rests; after it: the last action goes on, and the tick counts as missed
+    too slow    a world that cannot keep up goes on from now, never twice as fast, and the tick counts as overrun
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class SimulatedEpisode:
         rested: ticks before the first action.
         missed: ticks after it without an action.
         surplus: actions beyond one per tick.
+        overruns: ticks that began more than a tick late, for the world itself was too slow.
     """
 
     seed: int
@@ -65,6 +67,7 @@ class SimulatedEpisode:
     rested: int
     missed: int
     surplus: int
+    overruns: int
 
 
 class Robot:
@@ -117,15 +120,21 @@ class Robot:
         observation, _ = self._env.reset(seed=seed)
         rewards: list[float] = []
         success = over = False
-        rested = missed = surplus = 0
+        rested = missed = surplus = overruns = 0
         action: np.ndarray | None = None
         with self._told:
             self._plan, self._commands = [], 0
-        grid = TickGrid(self._clock.now_ns(), self._settings.values["rate_hz"])
-        for tick in range(max_steps):
+        rate_hz = self._settings.values["rate_hz"]
+        grid, tick = TickGrid(self._clock.now_ns(), rate_hz), 0
+        for _ in range(max_steps):
+            now_ns = self._clock.now_ns()
+            if now_ns > grid.at_ns(tick + 1):
+                overruns += 1
+                grid, tick = TickGrid(now_ns, rate_hz), 0
             self._clock.sleep_until_ns(grid.at_ns(tick))
             self._publish(observation)
             arrived, planned = self._await_command(grid, tick)
+            tick += 1
             surplus += max(arrived - 1, 0)
             if planned is None and action is None:
                 rested += 1
@@ -139,7 +148,9 @@ class Robot:
             over = terminated or truncated
             if over:
                 break
-        return SimulatedEpisode(seed, max(rewards, default=0.0), success, len(rewards), rested, missed, surplus)
+        return SimulatedEpisode(
+            seed, max(rewards, default=0.0), success, len(rewards), rested, missed, surplus, overruns
+        )
 
     def close(self) -> None:
         """Let nothing more leave."""

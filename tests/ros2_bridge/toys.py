@@ -74,6 +74,7 @@ class LocalTransport:
         self.listeners: dict[str, tuple[Any, Any]] = {}
         self.timers: list[Callable[[], None]] = []
         self.closed: list[str] = []
+        self.on_publish: Callable[[str, Any], object] = lambda topic, message: None
         self.changed = threading.Condition()
 
     def publisher(self, topic: str, type_name: str, profile: Any) -> Any:
@@ -86,6 +87,7 @@ class LocalTransport:
                 with transport.changed:
                     transport.sent[topic].append(message)
                     transport.changed.notify_all()
+                transport.on_publish(topic, message)
 
             def close(self) -> None:
                 transport.closed.append(topic)

@@ -103,7 +103,7 @@ class Robot:
         self._told = threading.Condition()
         self._status: dict[str, Any] = {}
         self._plan: list[np.ndarray] = []
-        self._commands = 0
+        self._commands = self._played = 0
         self._publishers = {
             source.topic: transport.publisher(source.topic, source.type_name, SENSOR) for source in settings.sources
         }
@@ -115,7 +115,7 @@ class Robot:
         transport.subscribe(settings.values["action_topic"], action_type, COMMAND, take, _ignore)
 
     def play(self, seed: int, max_steps: int) -> SimulatedEpisode:
-        """Play an episode with the node, which is reset before unless it just began to wait."""
+        """Play an episode with the node, which is reset before unless it still waits for its first observation."""
         self._begin_at_node()
         observation, _ = self._env.reset(seed=seed)
         rewards: list[float] = []
@@ -148,9 +148,8 @@ class Robot:
             over = terminated or truncated
             if over:
                 break
-        return SimulatedEpisode(
-            seed, max(rewards, default=0.0), success, len(rewards), rested, missed, surplus, overruns
-        )
+        score = max(rewards, default=0.0)
+        return SimulatedEpisode(seed, score, success, len(rewards), rested, missed, surplus, overruns)
 
     def close(self) -> None:
         """Let nothing more leave."""
@@ -159,7 +158,8 @@ class Robot:
     def _begin_at_node(self) -> None:
         with self._told:
             self._wait_until(lambda: self._status.get("state") == "active", "an active node")
-            fresh = self._status["motion"] == "waiting" and not self._commands
+            fresh = self._status["motion"] == "waiting" and not self._played
+            self._played += 1
             wanted = self._status["episode"] + (not fresh)
         if not fresh:
             self._reset.publish(self._transport.make("std_msgs/msg/Empty"))

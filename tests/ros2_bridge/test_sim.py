@@ -16,7 +16,7 @@ from bac.errors import InvalidInput
 from ros2_bridge.conversion import action_message, trajectory_message
 from ros2_bridge.settings import NodeSettings
 from ros2_bridge.sim import Robot, make_env
-from tests.ros2_bridge.toys import PARAMETERS, LocalTransport
+from tests.ros2_bridge.toys import PARAMETERS, PATIENCE_S, LocalTransport
 
 
 class Track(gymnasium.Env[dict[str, Any], np.ndarray]):
@@ -139,7 +139,7 @@ def test_a_busy_node_is_reset_first_and_a_waiting_one_is_not(transport: LocalTra
     assert node.episode == 0
 
 
-def test_lost_messages_never_leave_and_delayed_ones_come_later(transport: LocalTransport) -> None:
+def test_lost_messages_never_leave(transport: LocalTransport) -> None:
     settings = NodeSettings.read(PARAMETERS | {"rate_hz": 200.0})
     robot = Robot(Track(), settings, transport, loss=0.5)
     node = Node(transport, lambda number: _act(transport, 1.0))
@@ -148,17 +148,25 @@ def test_lost_messages_never_leave_and_delayed_ones_come_later(transport: LocalT
     # Of six; which ones is drawn with a fixed seed.
     assert 0 < len(node.seen) < 6
 
-    later = LocalTransport()
-    robot = Robot(Track(), settings, later, delay_ms=1.0)
-    node, threads = Node(later, lambda number: _act(later, 1.0)), set()
-    later.on_publish, hear = (
-        lambda topic, message: (threads.add(threading.get_ident()), hear(topic, message)),
-        node._hear,
-    )
+
+def test_delayed_messages_leave_later_and_all_of_them(transport: LocalTransport) -> None:
+    robot = Robot(Track(), NodeSettings.read(PARAMETERS | {"rate_hz": 200.0}), transport, delay_ms=1.0)
+    threads, left = set(), threading.Semaphore(0)
+    Node(transport, lambda number: None)
+
+    def hear(topic: str, message: Any) -> None:
+        if topic == "place":
+            threads.add(threading.get_ident())
+            left.release()
+
+    transport.on_publish = hear
     played = robot.play(0, 6)
+    for _ in range(6):
+        assert left.acquire(timeout=PATIENCE_S)
     robot.close()
-    assert played.steps == 6
-    assert threads - {threading.get_ident()}
+    assert played.rested == 6
+    assert len(transport.sent["place"]) == len(transport.sent["joint_states"]) == 6
+    assert threading.get_ident() not in threads
 
 
 @pytest.mark.parametrize("given", [{"loss": 1.0}, {"loss": -0.1}, {"delay_ms": -1.0}])

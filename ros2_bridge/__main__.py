@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from bac.errors import BacError, InvalidInput, sentence
+from bac.errors import BacError, InvalidInput, MissingArtefact, sentence
 from bac.files import write_whole
 from ros2_bridge.parameters import parameter_file
 
@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         given = parameters(options)
         if _transport(options) == "rclpy":
+            if importlib.util.find_spec("rclpy") is None:
+                mend = "source a ROS 2 distribution, or use --transport dds"
+                raise MissingArtefact(sentence("transport rclpy", expected="rclpy", got="none", mend=mend))
             from ros2_bridge.rclpy_node import main as run_rclpy
 
             if options.record:
@@ -43,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parameters(options: argparse.Namespace) -> dict[str, Any]:
     """Return the task's parameter file, or the one given, with what the command line says on top."""
-    path = Path(options.params) if options.params else CONFIG / f"{options.task}.yaml"
+    path = Path(options.params) if options.params else CONFIG / f"{options.task or 'push_t'}.yaml"
     given = parameter_file(path)
     for assignment in options.set:
         name, equals, value = assignment.partition("=")
@@ -92,7 +95,7 @@ def _transport(options: argparse.Namespace) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ros2_bridge", description=__doc__)
-    parser.add_argument("--task", default="push_t", help="task whose parameter file and policy are used")
+    parser.add_argument("--task", help="task whose parameter file and policy are used")
     parser.add_argument("--cache", help="schedule: none, bac-s10, or a method, as the parameter cache")
     parser.add_argument("--params", help="a ROS 2 parameter file in place of the task's")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter")

@@ -103,12 +103,13 @@ class PolicyCore:
                 silence_ms=settings.values["observation_age_ms"],
                 ahead_ms=settings.values["ahead_ms"],
             )
+            try:
+                self._open(settings, intake)
+            except BaseException:
+                self._give_back()
+                raise
             self._settings, self._policy, self._intake = settings, policy, intake
             self._cache = policy.caches[0]
-            self._output = open_output(settings, self._transport, self._clock)
-            for topic, type_name in intake.topics.items():
-                receive, malformed = partial(intake.receive, topic), partial(intake.malformed, topic)
-                self._handles.append(self._transport.subscribe(topic, type_name, SENSOR, receive, malformed))
             self._enter(NodeState.INACTIVE)
 
     def activate(self) -> None:
@@ -256,6 +257,12 @@ class PolicyCore:
         if "refused" in grown:
             return Level.WARN, intake.last_refusal
         return (Level.WARN, "chunks miss their deadline") if "misses" in grown else (Level.OK, str(motion))
+
+    def _open(self, settings: NodeSettings, intake: Intake) -> None:
+        self._output = open_output(settings, self._transport, self._clock)
+        for topic, type_name in intake.topics.items():
+            receive, malformed = partial(intake.receive, topic), partial(intake.malformed, topic)
+            self._handles.append(self._transport.subscribe(topic, type_name, SENSOR, receive, malformed))
 
     def _enter(self, state: NodeState) -> None:
         self._state = state

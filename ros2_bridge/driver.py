@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -31,6 +32,7 @@ from ros2_bridge.policy import ReadyPolicy
 from ros2_bridge.settings import NodeSettings
 
 _KEPT_LATENCIES = 4096
+_WAKE_S = 0.05
 _COUNTED = tuple(each.name for each in fields(LoopCounters) if each.name != "last_refusal")
 
 
@@ -119,8 +121,10 @@ class Driver:
     def stop(self) -> None:
         """Send nothing more; return when the thread has ended. A second call does nothing."""
         self._halted = True
-        self._interrupt()
-        self._thread.join()
+        # Again and again, for a thread that just goes to sleep misses being woken, and simulated time may stand still.
+        while self._thread.is_alive():
+            self._interrupt()
+            self._thread.join(_WAKE_S)
         self._inference.close()
 
     def reset(self) -> None:
@@ -161,10 +165,11 @@ class Driver:
     def _predict(self, request: Request) -> np.ndarray:
         # What a worker that was left behind still computes shares its buffers with this one.
         with self._computing:
-            began = self._clock.now_ns()
+            # Not on the node's clock, which a simulation may hold.
+            began = time.monotonic_ns()
             seed = self._settings.values["noise_seed"]
             actions = self._policy.chunk(request, self._schedule, None if seed < 0 else seed + self._episode)
-            self.latencies_ms.append((self._clock.now_ns() - began) / NS_PER_MS)
+            self.latencies_ms.append((time.monotonic_ns() - began) / NS_PER_MS)
             self._latency.add(self.latencies_ms[-1])
         return actions
 

@@ -58,6 +58,7 @@ class Intake:
             self._channels[source.topic].sources.append(source)
         self._changed = threading.Condition()
         self._seen: tuple[int, ...] = ()
+        self._epoch = 0
         self.refused: Counter[Refusal] = Counter()
         self.received = 0
         self.last_refusal = ""
@@ -73,22 +74,28 @@ class Intake:
         return [topic for topic, channel in self._channels.items() if not channel.values]
 
     def receive(self, topic: str, message: Any, source: str) -> None:
-        """Take a message, or refuse and count it."""
-        channel = self._channels[topic]
+        """Take a message, or refuse and count it; for one thread per topic."""
+        channel, epoch = self._channels[topic], self._epoch
+        arrived_ns = self._clock.now_ns()
+        try:
+            when_ns = self._admit(channel, message, source, arrived_ns)
+            # Without the lock, for the loop must not wait for a picture to be decoded.
+            values = {each.key: each.read(message, self._observation[each.key]) for each in channel.sources}
+        except RefusedMessage as refusal:
+            self._refuse(refusal.kind, f"{topic}: {refusal}")
+            return
+        # On the loop's clock once, at arrival: a date that is set later must not change an age.
+        sensed_ns = min(loop_ns(self._clock, when_ns), self._clock.now_ns())
         with self._changed:
             self.received += 1
-            try:
-                self._take(channel, message, source)
-            except RefusedMessage as refusal:
-                self._refuse(refusal.kind, f"{topic}: {refusal}")
-            else:
+            if epoch == self._epoch:
+                channel.values, channel.stamp_ns, channel.source, channel.heard_ns = values, when_ns, source, arrived_ns
+                channel.loop_ns = max(channel.loop_ns, sensed_ns)
                 self._changed.notify_all()
 
     def malformed(self, topic: str, told: str) -> None:
         """Count bytes that were no message."""
-        with self._changed:
-            self.received += 1
-            self._refuse(Refusal.MALFORMED, f"{topic}: {told}")
+        self._refuse(Refusal.MALFORMED, f"{topic}: {told}")
 
     def frame(self) -> Frame | None:
         """Return the newest frame if any of it is newer than the last that was returned."""
@@ -118,9 +125,10 @@ class Intake:
             for channel in self._channels.values():
                 channel.forget()
             self._seen = ()
+            self._epoch += 1
 
-    def _take(self, channel: _Channel, message: Any, source: str) -> None:
-        arrived_ns = self._clock.now_ns()
+    def _admit(self, channel: _Channel, message: Any, source: str, arrived_ns: int) -> int:
+        """Return when a message was sensed, ROS time, if it is the publisher's turn and the stamp's."""
         self._require_one_publisher(channel, source, arrived_ns)
         ros_ns = self._clock.ros_ns()
         sensed = stamp_ns(message)
@@ -131,11 +139,7 @@ class Intake:
         if when_ns > ros_ns + self._ahead_ns:
             ahead_ms = (when_ns - ros_ns) / NS_PER_MS
             raise _refusal(Refusal.FUTURE, "a stamp that is past", f"{ahead_ms:.3f} ms ahead")
-        values = {each.key: each.read(message, self._observation[each.key]) for each in channel.sources}
-        channel.values, channel.stamp_ns = values, when_ns
-        channel.source, channel.heard_ns = source, arrived_ns
-        # On the loop's clock once, at arrival: a date that is set later must not change an age.
-        channel.loop_ns = max(channel.loop_ns, min(loop_ns(self._clock, when_ns), arrived_ns))
+        return when_ns
 
     def _require_one_publisher(self, channel: _Channel, source: str, now_ns: int) -> None:
         quiet = now_ns - channel.heard_ns > self._silence_ns
@@ -143,8 +147,10 @@ class Intake:
             raise _refusal(Refusal.SECOND_PUBLISHER, "one publisher", "another one beside it")
 
     def _refuse(self, kind: Refusal, told: str) -> None:
-        self.refused[kind] += 1
-        self.last_refusal = told
+        with self._changed:
+            self.received += 1
+            self.refused[kind] += 1
+            self.last_refusal = told
 
 
 class _Channel:

@@ -82,6 +82,31 @@ def test_a_missing_file_fails_the_transition_and_can_be_retried(bench: MakeBench
     assert core.state is NodeState.INACTIVE
 
 
+def test_topics_that_cannot_be_opened_leave_none_open(bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = bench()
+    subscribe = node.transport.subscribe
+
+    def refusing(topic: str, *arguments: Any) -> Any:
+        if topic == "place":
+            raise InvalidInput("topic: expected words, got ''; rename it.")
+        return subscribe(topic, *arguments)
+
+    monkeypatch.setattr(node.transport, "subscribe", refusing)
+    with pytest.raises(InvalidInput, match="topic"):
+        node.core.configure(PARAMETERS)
+    assert (node.core.state, node.core.policy) == (NodeState.UNCONFIGURED, None)
+    assert node.transport.listeners.keys() == {"/clock"}
+    assert node.transport.closed == ["action"]
+    monkeypatch.undo()
+    node.core.configure(PARAMETERS)
+
+
+def test_a_node_stops_while_simulated_time_stands_still(bench: MakeBench) -> None:
+    node = _driving(bench())
+    node.core.deactivate()
+    assert node.core.state is NodeState.INACTIVE
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

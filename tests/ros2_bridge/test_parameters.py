@@ -85,6 +85,8 @@ def test_settings_become_the_loop_s() -> None:
 def test_the_command_line_comes_on_top_of_the_file() -> None:
     given = parameters(_parser().parse_args(["--task", "push_t", "--cache", "late", "--set", "rate_hz=5.0"]))
     assert (given["cache"], given["rate_hz"], given["observation.keypoints.type"]) == ("late", 5.0, "array")
+    lift = parameters(_parser().parse_args(["--params", str(CONFIG / "lift.yaml")]))
+    assert lift["task"] == "lift"
     with pytest.raises(InvalidInput, match="name=value"):
         parameters(_parser().parse_args(["--set", "rate_hz"]))
     with pytest.raises(MissingArtefact, match=r"nothing\.yaml"):

@@ -8,10 +8,11 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
+from bac.control import ThreadInference
 from bac.errors import InvalidInput, Mismatch, sentence
 from ros2_bridge import diagnostics
 from ros2_bridge.diagnostics import Level
-from ros2_bridge.driver import Driver, DriverState, Motion, require_action_names
+from ros2_bridge.driver import Driver, DriverState, MakeInference, Motion, require_action_names
 from ros2_bridge.intake import Intake
 from ros2_bridge.mapping import require_sources
 from ros2_bridge.node_clock import NodeClock, SimulatedTime
@@ -41,10 +42,17 @@ class PolicyCore:
         transport: carries the messages.
         clock: the node's; ``SimulatedTime`` follows ``/clock``.
         load: makes the policy.
+        make_inference: see ``Driver``.
     """
 
-    def __init__(self, transport: Transport, clock: NodeClock, load: Load = load) -> None:
-        self._transport, self._clock, self._load = transport, clock, load
+    def __init__(
+        self,
+        transport: Transport,
+        clock: NodeClock,
+        load: Load = load,
+        make_inference: MakeInference = ThreadInference,
+    ) -> None:
+        self._transport, self._clock, self._load, self._make_inference = transport, clock, load, make_inference
         self._lock = threading.RLock()
         self._state = NodeState.UNCONFIGURED
         self._policy: ReadyPolicy | None = None
@@ -121,7 +129,7 @@ class PolicyCore:
             assert settings is not None
             assert intake is not None
             assert output is not None
-            driver = Driver(policy, settings, intake, self._clock, output, self.publish_status)
+            driver = Driver(policy, settings, intake, self._clock, output, self.publish_status, self._make_inference)
             driver.set_cache(self._cache or policy.caches[0])
             self._driver = driver
             self._state = NodeState.ACTIVE

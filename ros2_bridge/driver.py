@@ -15,10 +15,12 @@ from bac.control import (
     Command,
     CommandKind,
     ControlLoop,
+    Inference,
     LoopCounters,
     LoopReport,
     Observation,
     ObservationHistory,
+    Predict,
     Request,
     ThreadInference,
 )
@@ -34,6 +36,9 @@ from ros2_bridge.settings import NodeSettings
 _KEPT_LATENCIES = 4096
 _WAKE_S = 0.05
 _COUNTED = tuple(each.name for each in fields(LoopCounters) if each.name != "last_refusal")
+
+
+MakeInference = Callable[[Predict], Inference]
 
 
 class Motion(StrEnum):
@@ -81,6 +86,7 @@ class Driver:
         clock: the loop's.
         output: takes the commands.
         on_state: called from the driving thread with every change of state.
+        make_inference: from what computes a chunk to what computes it beside the loop.
     """
 
     def __init__(
@@ -91,6 +97,7 @@ class Driver:
         clock: NodeClock,
         output: Output,
         on_state: Callable[[DriverState], None],
+        make_inference: MakeInference = ThreadInference,
     ) -> None:
         self._policy, self._settings, self._intake = policy, settings, intake
         self._clock, self._output, self._on_state = clock, output, on_state
@@ -106,7 +113,7 @@ class Driver:
         self._latency = RecentStatistics()
         self.latencies_ms: deque[float] = deque(maxlen=_KEPT_LATENCIES)
         self.state = DriverState(cache=policy.caches[0])
-        self._inference = ThreadInference(self._predict)
+        self._inference = make_inference(self._predict)
         self._thread = threading.Thread(target=self._run, name="ros2-bridge-loop", daemon=True)
 
     @property

@@ -41,7 +41,7 @@ _LATEST_STEP = 0.8
 """Share of a tick after which the robot no longer waits for the tick's action: the step itself takes time."""
 
 _NODE_STARTS_S = 300.0
-_MAX_STEPS = {"push_t": 300, "lift": 400}
+_MAX_STEPS = {"push_t": 300, "lift": 400, "can": 400, "square": 400}
 """Control steps of an episode, as ``configs/task`` has them."""
 
 
@@ -256,12 +256,12 @@ def make_env(task: str) -> Env:
         from envs.push_t import PushTEnv
 
         return PushTEnv(max_steps=_MAX_STEPS[task])
-    if task == "lift":
-        # Here, for Push-T must run without robomimic's packages.
-        from envs.robomimic import RobomimicEnv
+    if task not in _MAX_STEPS:
+        raise InvalidInput(sentence("task", expected=f"one of {sorted(_MAX_STEPS)}", got=task, mend="choose one"))
+    # Here, for Push-T must run without robomimic's packages.
+    from envs.robomimic import RobomimicEnv
 
-        return RobomimicEnv("lift", max_steps=_MAX_STEPS[task])
-    raise InvalidInput(sentence("task", expected=f"one of {sorted(_MAX_STEPS)}", got=task, mend="choose one of these"))
+    return RobomimicEnv(task, max_steps=_MAX_STEPS[task])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,8 +34,8 @@ def bench() -> Iterator[Callable[..., Bench]]:
     """Makes benches, shut down at the end."""
     made: list[Bench] = []
 
-    def make(*arguments: object) -> Bench:
-        made.append(Bench(*arguments))  # type: ignore[arg-type]
+    def make(*arguments: Any, **options: Any) -> Bench:
+        made.append(Bench(*arguments, **options))
         return made[-1]
 
     yield make

@@ -1,7 +1,7 @@
 """The node on a clock that the test moves: transitions, driving, and everything that must stop it."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,12 @@ import pytest
 
 from bac.control import Request
 from bac.errors import InvalidInput, Mismatch, MissingArtefact
+from ros2_bridge.conversion import header
 from ros2_bridge.core import NodeState
 from ros2_bridge.diagnostics import read_diagnostics
 from ros2_bridge.policy import ReadyPolicy
 from ros2_bridge.standalone import StandaloneNode
-from tests.ros2_bridge.toys import CACHES, PARAMETERS, PATIENCE_S, Bench, chunk, loading, policy
+from tests.ros2_bridge.toys import CACHES, PARAMETERS, Bench, chunk, loading, policy
 
 MakeBench = Callable[..., Bench]
 
@@ -133,7 +134,7 @@ def _of_dropped_key(name: str, changed: dict[str, Any]) -> bool:
 
 
 def test_actions_come_one_per_tick_in_the_chunk_s_order(bench: MakeBench) -> None:
-    node = _driving(bench())
+    node = _driving(bench(), replan_ticks=100)
     for _ in range(3):
         node.tick()
     # The robot rested until the first chunk came: it begins with its first action.
@@ -280,7 +281,7 @@ def test_inference_that_dies_stops_the_robot_and_says_why(bench: MakeBench, monk
             raise RuntimeError("CUDA error: out of memory")
         return chunk(request, schedule, seed)
 
-    node = _driving(bench(loading(compute)))
+    node = _driving(bench(loading(compute), threaded=True))
     alive[0] = False
     node.until(lambda: node.status()["motion"] == "stopped")
     assert "out of memory" in node.status()["reason"]
@@ -294,26 +295,16 @@ def test_inference_that_dies_stops_the_robot_and_says_why(bench: MakeBench, monk
     node.until(lambda: len(node.actions()) > count)
 
 
-@pytest.fixture
-def gate() -> Iterator[threading.Event]:
-    event = threading.Event()
-    yield event
-    event.set()
-
-
-def test_late_chunks_are_counted_and_the_old_tail_goes_on(bench: MakeBench, gate: threading.Event) -> None:
-    def compute(request: Request, schedule: int, seed: int | None) -> np.ndarray:
-        if request.number == 1:
-            assert gate.wait(PATIENCE_S)
-        return chunk(request, schedule, seed)
-
-    node = _driving(bench(loading(compute)), replan_ticks=2)
+def test_late_chunks_are_counted_and_the_old_tail_goes_on(bench: MakeBench) -> None:
+    node = _driving(bench(loading(), lambda request: 450.0 if request.number == 1 else 50.0), replan_ticks=2)
     driver = node.core.driver
     assert driver is not None
-    node.until(lambda: driver.counters()["deadline_misses"] == 1)
-    node.tick()
-    assert driver.counters()["tail"] >= 1
-    assert driver.counters()["held"] == 0
+    for _ in range(4):
+        node.tick()
+    counted = driver.counters()
+    # Chunk 1 is asked for two ticks after chunk 0, and should be there a tick later.
+    assert (counted["requests"], counted["deadline_misses"], counted["held"]) == (2, 1, 0)
+    assert counted["tail"] >= 1
     node.core.publish_diagnostics()
     assert read_diagnostics(node.transport.sent["/diagnostics"][-1])["level"] == "WARN"
 
@@ -346,7 +337,7 @@ def test_quality_of_service(bench: MakeBench) -> None:
 
 
 def test_diagnostics_have_what_an_engineer_asks_for(bench: MakeBench) -> None:
-    node = _driving(bench())
+    node = _driving(bench(), deadline_ticks=5)
     for _ in range(3):
         node.tick()
     for call in node.transport.timers:
@@ -392,3 +383,49 @@ def test_control_topics_do_what_services_would(bench: MakeBench) -> None:
     node.await_status(episode=1)
     standalone.close()
     assert node.core.state is NodeState.FINALIZED
+
+
+def test_pictures_reach_the_policy_whole_and_wrong_ones_never(bench: MakeBench) -> None:
+    asked: list[np.ndarray] = []
+
+    def compute(request: Request, schedule: int, seed: int | None) -> np.ndarray:
+        asked.append(request.observation.values["camera"])
+        return np.zeros((8, 2), np.float32)
+
+    node = bench(loading(compute, observation={"camera": (2, 3, 3)}))
+    given = {name: value for name, value in PARAMETERS.items() if not name.startswith("observation.")}
+    camera = {"observation.camera.topic": "image_raw", "observation.camera.type": "image"}
+    node.core.configure(given | camera | {"observation_keys": ["camera"]})
+    node.core.activate()
+    node.await_status(motion="waiting")
+
+    def picture(encoding: str = "bgr8", width: int = 3) -> Any:
+        make = node.transport.make
+        pixels = np.arange(2 * width * 3, dtype=np.uint8)
+        return make(
+            "sensor_msgs/msg/Image",
+            header=header(make, node.clock.ros_ns()),
+            height=2,
+            width=width,
+            encoding=encoding,
+            step=3 * width,
+            data=pixels,
+        )
+
+    node.transport.deliver("image_raw", picture("yuv422"))
+    node.transport.deliver("image_raw", picture(width=4))
+    assert node.status()["motion"] == "waiting"
+    node.transport.deliver("image_raw", picture())
+    node.clock.await_sleep()
+    node.clock.advance_ms(20)
+    node.clock.await_sleep()
+    for _ in range(1000):
+        if node.actions():
+            break
+        node.clock.advance_ms(100)
+        node.clock.await_sleep()
+    assert node.actions()[0] == [0, 0]
+    expected = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)[..., ::-1]
+    np.testing.assert_array_equal(asked[0], [expected, expected])
+    figures = node.core.figures()
+    assert (figures["refused_encoding"], figures["refused_size"]) == (1, 1)

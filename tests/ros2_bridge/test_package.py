@@ -64,7 +64,9 @@ def test_colcon_installs_modules_marker_launch_and_parameters(installed: Path) -
     assert (share / "ament_index/resource_index/packages/ros2_bridge").is_file()
     assert (share / "ros2_bridge/package.xml").is_file()
     assert (share / "ros2_bridge/launch/policy_node.launch.py").is_file()
-    assert {path.name for path in (share / "ros2_bridge/config").iterdir()} == {"lift.yaml", "push_t.yaml"}
+    assert {path.name for path in (share / "ros2_bridge/config").iterdir()} == {
+        path.name for path in PACKAGE.glob("config/*.yaml")
+    }
     assert (installed / "lib/ros2_bridge/policy_node").is_file()  # where ros2 run looks
     (module,) = installed.glob("lib/python*/site-packages/ros2_bridge")
     expected = {path.name for path in PACKAGE.glob("*.py")} - {"setup.py"}

@@ -14,18 +14,15 @@ from ros2_bridge.parameters import PARAMETERS, ParameterType, key_parameters, pa
 from ros2_bridge.settings import NodeSettings
 
 CONFIG = Path(__file__).parents[2] / "ros2_bridge" / "config"
-OBSERVATIONS = {
-    "push_t": {"keypoints": (18,), "agent_position": (2,)},
-    "lift": {"object": (10,), "robot0_eef_pos": (3,), "robot0_eef_quat": (4,), "robot0_gripper_qpos": (2,)},
-}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_file_that_ships_maps_its_policy_s_observation(path: Path) -> None:
     settings = NodeSettings.read(parameter_file(path))
     task = yaml.safe_load((CONFIG.parents[1] / "configs" / "task" / f"{path.stem}.yaml").read_text())
-    require_sources(settings.sources, OBSERVATIONS[path.stem])
-    assert task["observation"] == {key: shape[0] for key, shape in OBSERVATIONS[path.stem].items()}
+    images = task.get("images", {})
+    shapes = {key: (*images[key], 3) if key in images else (size,) for key, size in task["observation"].items()}
+    require_sources(settings.sources, shapes)
     assert settings.values["rate_hz"] == task["rate_hz"]
     assert settings.values["task"] == task["name"]
     # ROS 2 takes no integer for a double.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bac.control import Request
+from bac.control import Inference, Predict, Request, SimulatedInference, ThreadInference
 from bac.control.clock import NS_PER_MS, NS_PER_S
 from ros2_bridge.conversion import header
 from ros2_bridge.messages import MessageTypes
@@ -160,14 +160,27 @@ class SteppedClock(SimulatedTime):
 
 
 class Bench:
-    """A core on a local transport and a stepped clock, with a robot's sensors in the test's hand."""
+    """A core on a local transport and a stepped clock, with a robot's sensors in the test's hand.
 
-    def __init__(self, load: Load | None = None) -> None:
+    Inference takes ``latency`` milliseconds of that clock, or with ``threaded`` its own time in its own thread.
+    """
+
+    def __init__(
+        self,
+        load: Load | None = None,
+        latency: Callable[[Request], float] = lambda request: 150.0,
+        threaded: bool = False,
+    ) -> None:
         from ros2_bridge.core import PolicyCore
 
         self.transport = LocalTransport()
         self.clock = SteppedClock(self.transport.changed)
-        self.core = PolicyCore(self.transport, self.clock, load or loading())
+
+        def simulated(predict: Predict) -> Inference:
+            return SimulatedInference(predict, latency, self.clock)
+
+        inference = ThreadInference if threaded else simulated
+        self.core = PolicyCore(self.transport, self.clock, load or loading(), inference)
 
     def drive(self, **changed: Any) -> None:
         self.core.configure(PARAMETERS | changed)
@@ -204,8 +217,8 @@ class Bench:
         self.clock.await_sleep(unless=lambda: self.status()["motion"] == "stopped")
 
     def until(self, so: Callable[[], bool], x: float | None = 7.0) -> None:
-        """Tick until it is so; inference answers in its own time, a few ticks at most."""
-        for _ in range(1000):
+        """Tick until it is so; in a thread, inference answers in its own time."""
+        for _ in range(100_000):
             if so():
                 return
             self.tick(x)

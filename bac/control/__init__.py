@@ -4,6 +4,7 @@ from bac.control.chunk_buffer import ActionChunk, ChunkBuffer, DueAction, Seam
 from bac.control.clock import Clock, MonotonicClock, TickGrid, VirtualClock, ticks_for
 from bac.control.degradation import Degradation
 from bac.control.guards import ActionLimits
+from bac.control.history import ObservationHistory
 from bac.control.inference import Answer, Inference, Observation, Predict, Request, ThreadInference
 from bac.control.latency_budget import LatencyBudget, LatencyVerdict
 from bac.control.loop import ControlLoop, repeat
@@ -36,6 +37,7 @@ __all__ = [
     "Measured",
     "MonotonicClock",
     "Observation",
+    "ObservationHistory",
     "Predict",
     "ProcessPredictor",
     "Request",

@@ -91,6 +91,15 @@ class ControlLoop:
         """Why the loop stopped, a sentence, or None while it runs."""
         return self._stopped
 
+    @property
+    def inference_lost(self) -> str | None:
+        """Why no chunk will come any more, a sentence, or None while one may."""
+        return self._out_of_inference
+
+    def ahead(self, count: int) -> np.ndarray:
+        """Return float[n, Da], n <= count: what is due at the ticks after this one, up to the first gap."""
+        return self._buffer.ahead(self._tick + 1, count)
+
     def start(self) -> None:
         """Let tick 0 begin now; without it, tick 0 began when the loop was made."""
         if self._tick >= 0:

@@ -18,6 +18,7 @@ from bac.control import (
     LoopSettings,
     MonotonicClock,
     Observation,
+    ObservationHistory,
     Request,
     SimulatedInference,
     ThreadInference,
@@ -160,13 +161,13 @@ class _Running:
         self._last: Command | None = None
         self._jumps: tuple[list[float], list[float]] = [], []
         first, _ = env.reset(seed=seed)
-        self._history = deque([first] * world.source.observation_steps, maxlen=world.source.observation_steps)
+        self._history = ObservationHistory(world.source.observation_steps)
+        self._history.append(first)
         self._film()
 
     def begin_tick(self) -> None:
         self.loop.wait()
-        values = {key: np.stack([seen[key] for seen in self._history]) for key in self._history[-1]}
-        self.loop.sense(Observation(values, self._clock.now_ns()))
+        self.loop.sense(Observation(self._history.stacked(), self._clock.now_ns()))
 
     def end_tick(self) -> None:
         command = self.loop.act()

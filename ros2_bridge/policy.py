@@ -1,0 +1,197 @@
+"""The policy behind the node: loaded, checked, built and warmed in ``configure``. The only file that loads torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bac.control import Request
+from bac.control.clock import NS_PER_MS
+from bac.errors import Mismatch, MissingArtefact, sentence
+from ros2_bridge.mapping import Shape
+from ros2_bridge.settings import NodeSettings
+
+if TYPE_CHECKING:
+    from policies.diffusion_policy import DiffusionPolicy
+
+Chunk = Callable[[Request, int, int | None], np.ndarray]
+"""(request, which schedule, seed of the noise or None) -> float32[N, Da], task units; one call at a time."""
+
+
+@dataclass(frozen=True)
+class ReadyPolicy:
+    """A policy that is built and warm.
+
+    Attributes:
+        task: its task.
+        observation: key -> (channels,), or (height, width, 3) of an image.
+        observation_steps: observations it looks back on, To.
+        action_dim: channels of an action, Da.
+        action_steps: executed actions of a chunk, Ta.
+        caches: names of the schedules; ``chunk`` takes their index.
+        chunk: computes a chunk.
+        slowest_ms: the slowest warm call of the first schedule.
+        device: what it runs on.
+        executor: what runs its plans.
+    """
+
+    task: str
+    observation: Mapping[str, Shape]
+    observation_steps: int
+    action_dim: int
+    action_steps: int
+    caches: tuple[str, ...]
+    chunk: Chunk
+    slowest_ms: float
+    device: str
+    executor: str
+
+    def index(self, cache: str) -> int:
+        """Return which of the schedules is called ``cache``, or is the one of that method.
+
+        Raises:
+            Mismatch: none that was built.
+        """
+        found = [number for number, name in enumerate(self.caches) if name == cache or _method(name) == cache]
+        if not found:
+            raise Mismatch(
+                sentence(
+                    "cache", expected=f"one of {list(self.caches)}", got=cache, mend="name it in `caches` and configure"
+                )
+            )
+        return found[0]
+
+
+Load = Callable[[NodeSettings], ReadyPolicy]
+
+
+def load(settings: NodeSettings) -> ReadyPolicy:
+    """Load, accelerate and warm what the parameters ask for.
+
+    Raises:
+        MissingArtefact: no such checkpoint, schedule or bank.
+        CorruptArtefact: a file cannot be read.
+        Mismatch: a policy of another task, or a schedule of another checkpoint or sampler.
+        Unavailable: this machine lacks the executor, or no schedule of the bank is within the budget.
+    """
+    # Here, for importing the node must not load torch.
+    import torch
+
+    from policies.loading import load_policy
+    from policies.realtime import ChunkSource
+
+    given = settings.values
+    if given["threads"]:
+        torch.set_num_threads(given["threads"])
+    policy = load_policy(given["checkpoint"] or given["task"], device=given["device"])
+    if policy.spec.task != given["task"]:
+        raise Mismatch(
+            sentence("checkpoint", expected=f"a policy of {given['task']}", got=policy.spec.task, mend="correct `task`")
+        )
+    built = _from_bank(policy, settings) if given["budget_ms"] else _named(policy, settings)
+    source = ChunkSource(list(built.values()))
+    spec, images = policy.spec, {} if policy.spec.vision is None else policy.spec.vision.images
+    observation: dict[str, Shape] = {
+        key: (*images[key], 3) if key in images else (channels,) for key, channels in spec.observation.items()
+    }
+
+    def chunk(request: Request, schedule: int, seed: int | None) -> np.ndarray:
+        return source.predictor(seed)(replace(request, level=schedule))
+
+    about = run_device(policy.trunk.device)
+    executor = f"{next(iter(built.values())).denoiser.__class__.__name__}, {torch.get_num_threads()} thread(s)"
+    blank = {key: _blank(shape, source.observation_steps) for key, shape in observation.items()}
+    slowest_ms = _warm(source, blank, len(built), given["warmup_calls"])
+    return ReadyPolicy(
+        spec.task,
+        observation,
+        source.observation_steps,
+        spec.network.action_dim,
+        policy.action_steps,
+        tuple(built),
+        chunk,
+        slowest_ms,
+        about,
+        executor,
+    )
+
+
+def run_device(device: object) -> str:
+    """Return the name of the device a policy lies on, as results have it."""
+    import torch
+
+    from bac.results import run_provenance
+
+    return str(run_provenance(torch.device(str(device)), {})["device"])
+
+
+def _named(policy: DiffusionPolicy, settings: NodeSettings) -> dict[str, DiffusionPolicy]:
+    """Return schedule name -> policy for ``cache`` and ``caches``."""
+    import bac
+    from bac.methods import full_schedule
+
+    folder = policy.schedules
+    kept = [] if folder is None else sorted(file.stem for file in folder.glob("*.json"))
+    names = [_resolve(name, kept) for name in [settings.values["cache"], *settings.values["caches"]]]
+    full = full_schedule(policy.trunk.blocks, policy.sampler.steps, policy.provenance)
+    executor = settings.values["executor"]
+    return {name: bac.accelerate(policy, full if name == "none" else name, executor) for name in dict.fromkeys(names)}
+
+
+def _from_bank(policy: DiffusionPolicy, settings: NodeSettings) -> dict[str, DiffusionPolicy]:
+    """Return the bank's entries within the budget: the most accurate, and two to switch to, each faster."""
+    from bac.control import DeviceProfile, ScheduleBank
+    from bac.executors import select
+    from policies.bank import BANK_FILE, device_path, load_entry
+    from policies.loading import bank_folder
+
+    home: Path = bank_folder(policy)
+    executor = select(settings.values["executor"], policy.trunk)
+    device = DeviceProfile.load(device_path(home, policy.trunk.device, executor))
+    entries = ScheduleBank.load(home / BANK_FILE).on(device).ladder(settings.values["budget_ms"], levels=3)
+    return {entry.name: load_entry(policy, home, entry, executor.kind, executor.weights) for entry in entries}
+
+
+def _resolve(cache: str, kept: Sequence[str]) -> str:
+    """Return a schedule's name; a method's name means its kept schedule of the largest budget, the most accurate."""
+    if cache == "none" or cache in kept:
+        return cache
+    of_method = [name for name in kept if _method(name) == cache]
+    if not of_method:
+        raise MissingArtefact(
+            sentence("cache", expected=f"none or one of {list(kept)}", got=cache, mend="run scripts/calibrate.py")
+        )
+    return max(of_method, key=_budget)
+
+
+def _method(schedule: str) -> str:
+    return schedule.rsplit("-s", 1)[0]
+
+
+def _budget(schedule: str) -> int:
+    budget = schedule.rsplit("-s", 1)[-1]
+    return int(budget) if budget.isdigit() else 0
+
+
+def _blank(shape: Shape, steps: int) -> np.ndarray:
+    return np.zeros((steps, *shape), np.uint8 if len(shape) == 3 else np.float32)
+
+
+def _warm(source: object, blank: Mapping[str, np.ndarray], schedules: int, calls: int) -> float:
+    """Call every schedule; return the slowest call of the first but its very first one, which may compile, in ms."""
+    from policies.realtime import ChunkSource
+
+    assert isinstance(source, ChunkSource)
+    batch = {key: values[None] for key, values in blank.items()}
+    taken_ms = []
+    for schedule in range(schedules):
+        for _ in range(calls + 1):
+            began = time.monotonic_ns()
+            source.chunks(batch, None, [None], schedule)
+            taken_ms.append((time.monotonic_ns() - began) / NS_PER_MS)
+    return max(taken_ms[1 : calls + 1])

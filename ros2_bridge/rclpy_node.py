@@ -1,0 +1,292 @@
+"""The node over rclpy: a managed node (lifecycle) of a robot's ROS 2 distribution. The only file that imports rclpy.
+
+``set_cache`` is the parameter ``cache``: an ament_python package cannot build a service type of its own, every ROS 2
+tool can set a parameter, it is checked before it takes effect, and a refusal carries its sentence::
+
+    ros2 param set /policy_node cache bac-s10
+"""
+
+from __future__ import annotations
+
+import array
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import rclpy
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.duration import Duration
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter as RosParameter
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.serialization import serialize_message
+from std_srvs.srv import Trigger
+
+from bac.errors import BacError
+from ros2_bridge.core import NodeState, PolicyCore
+from ros2_bridge.node_clock import SimulatedTime, SystemClock
+from ros2_bridge.parameters import PARAMETERS, Parameter, ParameterType, key_parameters, read_values
+from ros2_bridge.policy import Load, load
+from ros2_bridge.transport import CONTESTED, Handle, OnMalformed, OnMessage, Profile, Publisher
+
+_TYPES: Mapping[ParameterType, RosParameter.Type] = {
+    ParameterType.BOOL: RosParameter.Type.BOOL,
+    ParameterType.INTEGER: RosParameter.Type.INTEGER,
+    ParameterType.DOUBLE: RosParameter.Type.DOUBLE,
+    ParameterType.STRING: RosParameter.Type.STRING,
+    ParameterType.STRINGS: RosParameter.Type.STRING_ARRAY,
+    ParameterType.DOUBLES: RosParameter.Type.DOUBLE_ARRAY,
+}
+_ARRAY_CODES = {"float64": "d", "float32": "f", "uint8": "B", "int8": "b", "uint32": "I", "int32": "i"}
+
+
+class RclpyTransport:
+    """Carries messages by the publishers, subscriptions and timers of an rclpy node.
+
+    Args:
+        node: whose they are; its executor runs the callbacks.
+    """
+
+    name = "rclpy"
+
+    def __init__(self, node: LifecycleNode) -> None:
+        self._node = node
+
+    def make(self, type_name: str, **fields: Any) -> Any:
+        """Return a message; numpy arrays become ``array.array``, which rclpy takes without looking at each value."""
+        message_type = _message_type(type_name)
+        kinds = message_type.get_fields_and_field_types()
+        return message_type(**{name: _field(value, kinds.get(name)) for name, value in fields.items()})
+
+    def serialize(self, type_name: str, message: Any) -> bytes:
+        """Return CDR as rclpy's own type support writes it."""
+        return bytes(serialize_message(message))
+
+    def publisher(self, topic: str, type_name: str, profile: Profile) -> Publisher:
+        """Open a topic for sending."""
+        return _Publisher(self._node, self._node.create_publisher(_message_type(type_name), topic, _qos(profile)))
+
+    def subscribe(
+        self, topic: str, type_name: str, profile: Profile, on_message: OnMessage, on_malformed: OnMalformed
+    ) -> Handle:
+        """Call ``on_message`` from the node's executor; what is malformed, the middleware drops."""
+        node = self._node
+
+        def deliver(message: Any) -> None:
+            # rclpy does not say whose message it is, only how many publishers there are.
+            on_message(message, CONTESTED if node.count_publishers(topic) > 1 else "")
+
+        entity = node.create_subscription(_message_type(type_name), topic, deliver, _qos(profile))
+        return _Closing(node.destroy_subscription, entity)
+
+    def every(self, period_s: float, call: Callable[[], None]) -> Handle:
+        """Call this often from the node's executor."""
+        return _Closing(self._node.destroy_timer, self._node.create_timer(period_s, call))
+
+    def close(self) -> None:
+        """Nothing to do: everything belongs to the node."""
+
+
+class PolicyNode(LifecycleNode):  # type: ignore[misc]
+    """The managed node.
+
+    Args:
+        name: of the node.
+        load: makes the policy.
+        options: of ``rclpy.node.Node``.
+    """
+
+    def __init__(self, name: str = "policy_node", *, load: Load = load, **options: Any) -> None:
+        super().__init__(name, **options)
+        self._declared = {each.name: each for each in PARAMETERS}
+        for each in PARAMETERS:
+            self._declare(each)
+        for key in self._value(self._declared["observation_keys"]):
+            for each in key_parameters(key):
+                self._declared[each.name] = each
+                self._declare(each)
+        simulated = self.get_parameter("use_sim_time").value
+        self.core = PolicyCore(RclpyTransport(self), SimulatedTime() if simulated else SystemClock(), load)
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._reset_service = self.create_service(Trigger, "~/reset", self._on_reset)
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load, check, build and warm up; a refusal leaves the node unconfigured, to be tried again."""
+        given = {name: self._value(each) for name, each in self._declared.items()}
+        done = self._tried(lambda: self.core.configure(given))
+        return super().on_configure(state) if done is TransitionCallbackReturn.SUCCESS else done
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Begin to drive."""
+        done = self._tried(self.core.activate)
+        return super().on_activate(state) if done is TransitionCallbackReturn.SUCCESS else done
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop driving."""
+        done = self._tried(self.core.deactivate)
+        return super().on_deactivate(state) if done is TransitionCallbackReturn.SUCCESS else done
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Give policy and topics back."""
+        done = self._tried(self.core.cleanup)
+        return super().on_cleanup(state) if done is TransitionCallbackReturn.SUCCESS else done
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End."""
+        self.core.shutdown()
+        return super().on_shutdown(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Give everything back; the node is unconfigured then."""
+        self.core.recover()
+        return super().on_error(state)
+
+    def _tried(self, transition: Callable[[], None]) -> TransitionCallbackReturn:
+        try:
+            transition()
+        except BacError as refusal:
+            self.get_logger().error(str(refusal))
+            return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.SUCCESS
+
+    def _declare(self, parameter: Parameter) -> None:
+        kind = _TYPES[parameter.kind]
+        # rclpy takes an empty list for one of bytes, so a list without values is declared by its type alone.
+        default = kind if parameter.default == [] else parameter.default
+        self.declare_parameter(parameter.name, default, _descriptor(parameter))
+
+    def _value(self, parameter: Parameter) -> Any:
+        default = RosParameter(parameter.name, _TYPES[parameter.kind], parameter.default)
+        value = self.get_parameter_or(parameter.name, default).value
+        return list(value) if isinstance(parameter.default, list) else value
+
+    def _on_set_parameters(self, changes: Sequence[RosParameter]) -> SetParametersResult:
+        try:
+            for change in changes:
+                self._set(change)
+        except BacError as refusal:
+            return SetParametersResult(successful=False, reason=str(refusal))
+        return SetParametersResult(successful=True)
+
+    def _set(self, change: RosParameter) -> None:
+        parameter = self._declared.get(change.name)
+        if parameter is None:
+            return
+        plain = isinstance(parameter.default, list) and change.value is not None
+        value = parameter.read(list(change.value) if plain else change.value)
+        if self.core.state in {NodeState.INACTIVE, NodeState.ACTIVE} and parameter.live:
+            self.core.set_cache(str(value))
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        try:
+            self.core.reset()
+        except BacError as refusal:
+            response.success, response.message = False, str(refusal)
+        else:
+            response.success, response.message = True, "a new episode begins"
+        return response
+
+
+def main(given: Mapping[str, Any] | None = None, name: str = "policy_node", namespace: str = "/") -> None:
+    """Spin the node until ROS shuts down.
+
+    Args:
+        given: parameters in place of the defaults; with them the node configures and activates itself, without, as
+            under ``ros2 run`` and ``ros2 launch``, it waits for its transitions.
+        name: of the node.
+        namespace: of the node.
+    """
+    checked = read_values(given or {})
+    # What was given as a whole number may be a double's; an empty list has no type, and is the default anyway.
+    overrides = [RosParameter(key, value=checked[key]) for key in given or {} if checked[key] != []]
+    rclpy.init()
+    node = PolicyNode(name, namespace=namespace, parameter_overrides=overrides)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        if given is not None:
+            node.trigger_configure()
+            node.trigger_activate()
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        node.core.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def spin() -> None:
+    """Entry point of ``ros2 run ros2_bridge policy_node``."""
+    main()
+
+
+class _Publisher:
+    def __init__(self, node: LifecycleNode, entity: Any) -> None:
+        self._node, self._entity = node, entity
+
+    def publish(self, message: Any) -> None:
+        self._entity.publish(message)
+
+    def close(self) -> None:
+        if self._entity is not None:
+            self._node.destroy_publisher(self._entity)
+            self._entity = None
+
+
+class _Closing:
+    """Destroys an entity once."""
+
+    def __init__(self, destroy: Callable[[Any], object], entity: Any) -> None:
+        self._destroy, self._entity = destroy, entity
+
+    def close(self) -> None:
+        if self._entity is not None:
+            self._destroy(self._entity)
+            self._entity = None
+
+
+def _message_type(type_name: str) -> Any:
+    package, kind, name = type_name.split("/")
+    return getattr(importlib.import_module(f"{package}.{kind}"), name)
+
+
+def _field(value: Any, kind: str | None) -> Any:
+    if isinstance(value, np.ndarray):
+        return array.array(_ARRAY_CODES[value.dtype.name], value.tobytes())
+    # A byte of a message is bytes in rclpy.
+    return bytes([value]) if kind == "octet" else value
+
+
+def _qos(profile: Profile) -> QoSProfile:
+    timed: dict[str, Any] = {}
+    if profile.deadline_s is not None:
+        timed["deadline"] = Duration(seconds=profile.deadline_s)
+    if profile.liveliness_s is not None:
+        timed["liveliness"] = LivelinessPolicy.AUTOMATIC
+        timed["liveliness_lease_duration"] = Duration(seconds=profile.liveliness_s)
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=profile.depth,
+        reliability=ReliabilityPolicy.RELIABLE if profile.reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if profile.latched else DurabilityPolicy.VOLATILE,
+        **timed,
+    )
+
+
+def _descriptor(parameter: Parameter) -> ParameterDescriptor:
+    descriptor = ParameterDescriptor(
+        name=parameter.name,
+        type=_TYPES[parameter.kind].value,
+        description=parameter.description,
+        additional_constraints=f"one of {', '.join(parameter.choices)}" if parameter.choices else "",
+    )
+    if parameter.kind is ParameterType.INTEGER:
+        descriptor.integer_range = [IntegerRange(from_value=int(parameter.low), to_value=int(parameter.high), step=1)]
+    elif parameter.kind is ParameterType.DOUBLE:
+        descriptor.floating_point_range = [
+            FloatingPointRange(from_value=float(parameter.low), to_value=float(parameter.high), step=0.0)
+        ]
+    return descriptor

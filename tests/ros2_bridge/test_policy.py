@@ -1,0 +1,71 @@
+"""From parameters to a policy that is built and warm: the shipped Push-T policy."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bac
+from bac.control import Observation, Request
+from bac.errors import InvalidInput, Mismatch, MissingArtefact
+from policies import load_policy
+from policies.realtime import ChunkSource
+from ros2_bridge.policy import _resolve, load
+from ros2_bridge.settings import NodeSettings
+
+
+def _settings(**changed: Any) -> NodeSettings:
+    return NodeSettings.read({"task": "push_t", "warmup_calls": 1, "executor": "eager", "cache": "bac-s5"} | changed)
+
+
+def _request() -> Request:
+    values = {"keypoints": np.full((2, 18), 200, np.float32), "agent_position": np.full((2, 2), 100, np.float32)}
+    return Request(3, 0, Observation(values, 0), 0, None, 0)
+
+
+def test_a_chunk_is_the_policy_s_own_to_the_last_bit() -> None:
+    ready = load(_settings(caches=["bac-s7"]))
+    assert ready.caches == ("bac-s5", "bac-s7")
+    assert ready.observation == {"keypoints": (18,), "agent_position": (2,)}
+    assert (ready.observation_steps, ready.action_dim, ready.action_steps) == (2, 2, 8)
+    assert ready.slowest_ms > 0
+    policy = load_policy("push_t")
+    for schedule, name in enumerate(ready.caches):
+        alone = ChunkSource([bac.accelerate(policy, name, "eager")]).predictor(100000)(_request())
+        np.testing.assert_array_equal(ready.chunk(_request(), schedule, 100000), alone)
+    assert not np.array_equal(ready.chunk(_request(), 0, 100000), ready.chunk(_request(), 0, 100001))
+
+
+def test_a_method_s_name_is_its_most_accurate_kept_schedule() -> None:
+    kept = ["bac-s10", "bac-s30", "bac-s5", "bac_weighted-s10", "search-2.38g"]
+    assert _resolve("bac", kept) == "bac-s30"
+    assert _resolve("bac_weighted", kept) == "bac_weighted-s10"
+    assert _resolve("bac-s5", kept) == "bac-s5"
+    assert _resolve("search-2.38g", kept) == "search-2.38g"
+    assert _resolve("none", kept) == "none"
+    with pytest.raises(MissingArtefact, match="cache: expected none or one of"):
+        _resolve("uniform", kept)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"checkpoint": "gone.safetensors"}, MissingArtefact, "checkpoint"),
+        ({"cache": "bac-s999"}, MissingArtefact, "bac-s999"),
+        ({"task": "lift", "checkpoint": "push_t"}, Mismatch, "a policy of lift"),
+        ({"budget_ms": 80.0}, MissingArtefact, "device profile"),
+        ({"device": "nowhere"}, RuntimeError, "nowhere"),
+    ],
+)
+def test_what_is_missing_or_does_not_belong_is_refused(changed: dict[str, Any], error: type, words: str) -> None:
+    with pytest.raises(error, match=words):
+        load(_settings(**changed))
+
+
+def test_schedules_that_were_not_built_are_refused() -> None:
+    ready = load(_settings())
+    assert ready.index("bac-s5") == ready.index("bac") == 0
+    with pytest.raises(Mismatch, match="name it in `caches`"):
+        ready.index("bac-s7")
+    with pytest.raises(InvalidInput):
+        _settings(executor="fast")

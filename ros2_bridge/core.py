@@ -231,7 +231,11 @@ class PolicyCore:
         figures |= getattr(self._transport, "figures", {})
         policy, intake, output, driver = self._policy, self._intake, self._output, self._driver
         if policy is not None:
-            figures |= {"task": policy.task, "cache": self._cache, "executor": policy.executor}
+            figures |= {
+                "task": policy.task,
+                "cache": self._cache if driver is None else driver.cache,
+                "executor": policy.executor,
+            }
         if driver is not None:
             report = driver.report()
             figures |= {"motion": str(driver.state.motion), "reason": driver.state.reason}

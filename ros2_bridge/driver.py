@@ -101,7 +101,7 @@ class Driver:
     ) -> None:
         self._policy, self._settings, self._intake = policy, settings, intake
         self._clock, self._output, self._on_state = clock, output, on_state
-        self._loop_settings = settings.loop(policy.action_steps, policy.slowest_ms)
+        self._loop_settings = settings.loop(policy.action_steps, policy.slowest_ms, len(policy.caches))
         self._schedule = policy.index(policy.caches[0])
         self._lock = threading.Lock()
         self._computing = threading.Lock()
@@ -118,8 +118,9 @@ class Driver:
 
     @property
     def cache(self) -> str:
-        """The schedule in use."""
-        return self._policy.caches[self._schedule]
+        """The schedule in use: the one that was set, or a cheaper one while the loop is degraded."""
+        loop = self._loop
+        return self._policy.caches[self._index(0 if loop is None else loop.level)]
 
     def start(self) -> None:
         """Begin to drive."""
@@ -147,7 +148,7 @@ class Driver:
             Mismatch: it was not built.
         """
         self._schedule = self._policy.index(cache)
-        return self.cache
+        return self._policy.caches[self._schedule]
 
     def counters(self) -> dict[str, int]:
         """Return the counters of all loops so far, by the names of ``LoopCounters``."""
@@ -175,10 +176,15 @@ class Driver:
             # Not on the node's clock, which a simulation may hold.
             began = time.monotonic_ns()
             seed = self._settings.values["noise_seed"]
-            actions = self._policy.chunk(request, self._schedule, None if seed < 0 else seed + self._episode)
+            actions = self._policy.chunk(
+                request, self._index(request.level), None if seed < 0 else seed + self._episode
+            )
             self.latencies_ms.append((time.monotonic_ns() - began) / NS_PER_MS)
             self._latency.add(self.latencies_ms[-1])
         return actions
+
+    def _index(self, level: int) -> int:
+        return min(self._schedule + level, len(self._policy.caches) - 1)
 
     def _run(self) -> None:
         try:

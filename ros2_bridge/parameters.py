@@ -120,7 +120,10 @@ PARAMETERS: tuple[Parameter, ...] = (
         "Schedule in use: none, a schedule's name (bac-s10), or a method's (bac), its most accurate kept schedule.",
         live=True,
     ),
-    _list("caches", "Further schedules to build and warm, the ones that cache can be set to without a restart."),
+    _list("caches", "Further schedules to build and warm, cheaper from one to the next: cache can be set to them."),
+    _integer("degrade_misses", 0, "So many misses among degrade_window ticks: the next of caches; 0 never.", 0, 1000),
+    _integer("degrade_window", 50, "Ticks that misses are counted over.", 1, 100_000),
+    _integer("degrade_recover", 200, "So many ticks in a row without a miss lead one schedule back.", 1, 100_000),
     _double(
         "budget_ms", 0.0, "Take cache from the schedule bank: the best whose p99 here is within; 0 is off.", 0, 1e5
     ),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bac.control import ActionLimits, Fallback, LoopSettings, Seam, ticks_for
+from bac.control import ActionLimits, Degradation, Fallback, LoopSettings, Seam, ticks_for
 from bac.control.loop import Hold, repeat
 from bac.errors import InvalidInput, sentence
 from ros2_bridge.mapping import KeySource, SourceKind
@@ -44,19 +44,25 @@ class NodeSettings:
             raise InvalidInput(
                 sentence("action_names", expected="a joint per action channel", got="none", mend="name them")
             )
-        return cls(values, sources, limits)
+        settings = cls(values, sources, limits)
+        settings._degradation(schedules=1)
+        return settings
 
     @property
     def hold(self) -> Hold:
         """What keeps the robot where it is."""
         return np.zeros_like if self.values["hold"] == "zero" else repeat
 
-    def loop(self, action_steps: int, slowest_ms: float) -> LoopSettings:
+    def loop(self, action_steps: int, slowest_ms: float, schedules: int) -> LoopSettings:
         """Return the control loop's settings.
 
         Args:
             action_steps: of the policy.
             slowest_ms: what the slowest warm call took.
+            schedules: how many were built, to degrade to.
+
+        Raises:
+            InvalidInput: values that do not fit together.
         """
         given, rate_hz = self.values, self.values["rate_hz"]
         deadline = given["deadline_ticks"]
@@ -69,7 +75,14 @@ class NodeSettings:
             observation_age_ms=given["observation_age_ms"],
             stall_ms=given["stall_ms"],
             restarts=given["restarts"],
+            degradation=self._degradation(schedules),
         )
+
+    def _degradation(self, schedules: int) -> Degradation:
+        misses = self.values["degrade_misses"]
+        if not misses:
+            return Degradation()
+        return Degradation(schedules, misses, self.values["degrade_window"], self.values["degrade_recover"])
 
 
 def _source(key: str, values: Mapping[str, Any]) -> KeySource:

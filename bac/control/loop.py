@@ -92,6 +92,11 @@ class ControlLoop:
         return self._stopped
 
     @property
+    def level(self) -> int:
+        """Which schedule chunks are asked of now, 0 the most accurate."""
+        return self._degrader.level
+
+    @property
     def inference_lost(self) -> str | None:
         """Why no chunk will come any more, a sentence, or None while one may."""
         return self._out_of_inference

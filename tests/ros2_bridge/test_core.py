@@ -117,6 +117,7 @@ def test_a_node_stops_while_simulated_time_stands_still(bench: MakeBench) -> Non
         ({"output": "trajectory", "action_names": ["x", "y", "z"]}, "expected 2 channels"),
         ({"action_low": [0.0], "action_high": [1.0]}, "expected 2 channels"),
         ({"rate_hz": 0.0}, "rate_hz"),
+        ({"degrade_misses": 9, "degrade_window": 3}, "degradation"),
         ({"rate": 10.0}, "rate"),
     ],
 )
@@ -259,6 +260,26 @@ def test_the_schedule_is_switched_without_a_restart(bench: MakeBench) -> None:
     node.core.set_cache(CACHES[1])
     node.core.activate()
     assert node.await_status(motion="waiting")["cache"] == "bac-s5"
+
+
+def test_misses_lead_to_a_cheaper_schedule_and_back(bench: MakeBench) -> None:
+    node = bench(latency=lambda request: 50.0 if request.level else 250.0)
+    node.drive(replan_ticks=2, degrade_misses=2, degrade_window=10, degrade_recover=12)
+    node.begin()
+    driver = node.core.driver
+    assert driver is not None
+    node.until(lambda: node.status()["cache"] == "bac-s5")
+    assert (driver.counters()["deadline_misses"], driver.counters()["degradations"]) == (2, 1)
+    node.until(lambda: node.actions()[-1][1] == 1)
+    node.core.publish_diagnostics()
+    assert read_diagnostics(node.transport.sent["/diagnostics"][-1])["cache"] == "bac-s5"
+    node.until(lambda: node.status()["cache"] == "bac-s10")
+    assert driver.counters()["recoveries"] == 1
+    # From the last schedule there is nowhere to degrade to.
+    node.core.set_cache("late-s10")
+    node.until(lambda: driver.counters()["degradations"] == 2)
+    node.until(lambda: node.actions()[-1][1] == 2)
+    assert node.status()["cache"] == "late-s10"
 
 
 def test_time_that_jumps_back_begins_anew(bench: MakeBench) -> None:

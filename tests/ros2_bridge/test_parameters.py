@@ -73,9 +73,9 @@ def test_limits_go_in_pairs() -> None:
 
 def test_settings_become_the_loop_s() -> None:
     values = {"replan_ticks": 0, "deadline_ticks": -1, "seam": "inpaint", "rate_hz": 10.0}
-    loop = NodeSettings.read(values).loop(action_steps=8, slowest_ms=120.0)
+    loop = NodeSettings.read(values).loop(action_steps=8, slowest_ms=120.0, schedules=2)
     assert (loop.replan_ticks, loop.deadline_ticks, loop.seam) == (8, 2, Seam.INPAINT)
-    loop = NodeSettings.read(values | {"replan_ticks": 3, "deadline_ticks": 0}).loop(8, 120.0)
+    loop = NodeSettings.read(values | {"replan_ticks": 3, "deadline_ticks": 0}).loop(8, 120.0, 2)
     assert (loop.replan_ticks, loop.deadline_ticks) == (3, 0)
 
 

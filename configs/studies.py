@@ -118,7 +118,8 @@ class WallclockConfig:
         episodes: of each run, one after the other.
         load_processes: busy processes of the second run.
         calls: timed chunks that the deadline is taken from, at least 100.
-        hygiene: ask for frozen garbage collection, locked memory and SCHED_FIFO; the report says what was granted.
+        hygiene: ask for frozen garbage collection, locked memory, a short switch interval and SCHED_FIFO; the report
+            says what was granted.
     """
 
     schedule: str

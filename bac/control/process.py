@@ -29,6 +29,8 @@ class Hygiene:
         freeze_gc: take all that exists out of garbage collection, and collect no more by itself. Reference counting
             goes on; what lives in cycles is only freed by ``gc.collect``.
         lock_memory: keep all pages in memory.
+        switch_interval_ms: how long one Python thread may keep the interpreter from another, above 0; Python's own is
+            5 ms, which a tick then waits for while inference prepares its inputs. None leaves it.
         priority: SCHED_FIFO priority of the calling thread alone, in [1, 99]; None leaves the scheduler as it is.
     """
 
@@ -36,6 +38,7 @@ class Hygiene:
     torch_threads: int | None = None
     freeze_gc: bool = False
     lock_memory: bool = False
+    switch_interval_ms: float | None = None
     priority: int | None = None
 
     def __post_init__(self) -> None:
@@ -43,11 +46,13 @@ class Hygiene:
             1 if self.torch_threads is None else self.torch_threads,
             1 if self.priority is None else self.priority,
         ]
-        if min(counts) < 1 or counts[1] > 99 or (self.cores is not None and not self.cores):
+        interval_ms = 1.0 if self.switch_interval_ms is None else self.switch_interval_ms
+        fine = min(counts) >= 1 and counts[1] <= 99 and interval_ms > 0
+        if not fine or (self.cores is not None and not self.cores):
             raise InvalidInput(
                 sentence(
                     "process hygiene",
-                    expected="cores, torch_threads of at least 1 and a priority of 1 to 99",
+                    expected="cores, torch_threads of at least 1, switch_interval_ms above 0 and a priority of 1 to 99",
                     got=self,
                     mend="correct it",
                 )
@@ -64,6 +69,8 @@ class Hygiene:
             asked["freeze_gc"] = _freeze
         if self.lock_memory:
             asked["lock_memory"] = _lock
+        if self.switch_interval_ms is not None:
+            asked["switch_interval_ms"] = self._switch
         if self.priority is not None:
             asked["priority"] = self._prioritise
         return {name: _tried(attempt) for name, attempt in asked.items()}
@@ -77,6 +84,9 @@ class Hygiene:
             return "torch is not loaded"
         torch.set_num_threads(self.torch_threads)
         return None
+
+    def _switch(self) -> None:
+        sys.setswitchinterval((self.switch_interval_ms or 5.0) / 1e3)
 
     def _prioritise(self) -> None:
         # Threads that it starts, inference above all, must not inherit it.

@@ -27,6 +27,7 @@ from studies.realtime_episodes import World, play_wallclock
 from studies.realtime_play import measured_ms, summary
 from studies.rows import markdown_table
 
+_HYGIENE = Hygiene(freeze_gc=True, lock_memory=True, switch_interval_ms=0.5, priority=50)
 _COLUMNS = (
     "load",
     "ticks",
@@ -53,9 +54,7 @@ def run(config: BenchConfig, folder: Path) -> None:
     world = World(environment(config.task), ChunkSource([fast]), settings, config.task.max_steps, hold_of(config.task))
     seeds = range(config.task.seed, config.task.seed + study.episodes)
     # The scheduler's priority is of the thread that asks: the loop's, and inference stays below it.
-    hygiene = Hygiene(
-        freeze_gc=study.hygiene, lock_memory=study.hygiene, priority=50 if study.hygiene else None
-    ).apply()
+    hygiene = _HYGIENE.apply() if study.hygiene else {}
     runs = {}
     for load in (0, study.load_processes):
         with _busy(load):
@@ -89,8 +88,9 @@ def _busy(processes: int) -> Iterator[None]:
 
 
 def _burn() -> None:
+    # No product of matrices, whose library would take the other cores as well.
     while True:
-        np.linalg.svd(np.ones((200, 200)))
+        pass
 
 
 def _cells(load: int, told: dict[str, Any]) -> tuple[str, ...]:

@@ -26,11 +26,13 @@ def test_nothing_is_asked_for_unless_wanted() -> None:
 
 
 def test_cores_and_garbage_collection_are_set_and_the_rest_is_told() -> None:
-    report, (cores, frozen, enabled) = asked(
-        "cores=[0], torch_threads=1, freeze_gc=True, lock_memory=True, priority=10",
-        "[sorted(os.sched_getaffinity(0)), gc.get_freeze_count() > 0, gc.isenabled()]",
+    report, (cores, frozen, enabled, switch_s) = asked(
+        "cores=[0], torch_threads=1, freeze_gc=True, lock_memory=True, switch_interval_ms=0.5, priority=10",
+        "[sorted(os.sched_getaffinity(0)), gc.get_freeze_count() > 0, gc.isenabled(), "
+        "__import__('sys').getswitchinterval()]",
     )
-    assert list(report) == ["cores", "torch_threads", "freeze_gc", "lock_memory", "priority"]
+    assert list(report) == ["cores", "torch_threads", "freeze_gc", "lock_memory", "switch_interval_ms", "priority"]
+    assert (report["switch_interval_ms"], switch_s) == ("done", 0.0005)
     assert (report["cores"], cores) == ("done", [0])
     assert (report["freeze_gc"], frozen, enabled) == ("done", True, False)
     assert report["torch_threads"] == "torch is not loaded"
@@ -44,7 +46,9 @@ def test_what_the_system_refuses_is_a_sentence_and_no_error() -> None:
     assert "nvalid argument" in report["cores"]
 
 
-@pytest.mark.parametrize("options", [{"cores": []}, {"torch_threads": 0}, {"priority": 0}, {"priority": 100}])
+@pytest.mark.parametrize(
+    "options", [{"cores": []}, {"torch_threads": 0}, {"priority": 0}, {"priority": 100}, {"switch_interval_ms": 0}]
+)
 def test_impossible_wishes_refuse(options: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match=r"^process hygiene: expected cores, torch_threads of at least 1"):
         Hygiene(**options)

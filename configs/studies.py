@@ -116,6 +116,7 @@ class WallclockConfig:
     Attributes:
         schedule: a schedule that ships with the policy.
         episodes: of each run, one after the other.
+        floor_s: seconds that a thread which only sleeps is timed for, for comparison, above 0.
         load_processes: busy processes of the second run.
         calls: timed chunks that the deadline is taken from, at least 100.
         hygiene: ask for frozen garbage collection, locked memory, a short switch interval and SCHED_FIFO; the report
@@ -124,6 +125,7 @@ class WallclockConfig:
 
     schedule: str
     episodes: int
+    floor_s: float
     load_processes: int
     calls: int
     hygiene: bool

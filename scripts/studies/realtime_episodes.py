@@ -123,6 +123,7 @@ def play_wallclock(
     world: World,
     seeds: Sequence[int],
     *,
+    clock: Clock | None = None,
     prepare: Callable[[], object] = lambda: None,
     on_episode: Callable[[Episode], object] = lambda _: None,
 ) -> list[RealtimeEpisode]:
@@ -131,14 +132,16 @@ def play_wallclock(
     Args:
         world: what they are played in.
         seeds: the episodes.
+        clock: of the loops; by default the monotonic clock.
         prepare: called first in each inference thread.
         on_episode: called with each episode when it ends.
     """
     played = []
+    time = MonotonicClock() if clock is None else clock
     with closing(world.make_env()) as env:
         for seed in seeds:
             with closing(ThreadInference(world.source.predictor(seed), prepare)) as inference:
-                row = _Running(world, env, seed, inference, MonotonicClock())
+                row = _Running(world, env, seed, inference, time)
                 row.loop.start()
                 while not row.done:
                     row.begin_tick()

@@ -128,3 +128,36 @@ def test_evaluation_without_latency_is_the_evaluation_and_with_it_repeats(banked
 )
 def test_settings_that_cannot_be_played_refuse_before_any_work(tmp_path: Path, overrides: list[str], told: str) -> None:
     assert run(tmp_path, "eval", *overrides, status=1).startswith(told)
+
+
+def test_score_against_latency_is_played_once_and_kept(banked: Path) -> None:
+    rows = ["realtime.rows=[none,bac 3]", "realtime.seams=[replace,inpaint]", "realtime.latencies_ms=[0.0,300.0]"]
+    few = ["realtime.episodes=2", "realtime.calls=100", "task.max_steps=10", "realtime.kept=kept.json"]
+    common = ["study=realtime", "checkpoint=run/checkpoint.safetensors", *rows, *few]
+    run(banked, "bench", *common)
+    points = results(banked, "bench")["points"]
+    assert [(each["row"], each["seam"], each["latency"]) for each in points] == [
+        (row, seam, latency)
+        for row in ("none", "bac 3")
+        for seam in ("replace", "inpaint")
+        for latency in (0.0, 300.0, "measured")
+    ]
+    assert all(each["score_difference"]["mean"] == 0 for each in points if each["latency"] == 0)
+    # 300 ms are three ticks: what is asked for at one tick moves the robot three ticks later.
+    assert all(each["counters"]["waited"] == 2 * 3 for each in points if each["latency"] == 300)
+    kept = json.loads((banked / "kept.json").read_text())
+    marked = {key: each | {"scores": [0.25, 0.5]} if "scores" in each else each for key, each in kept.items()}
+    (banked / "kept.json").write_text(json.dumps(marked))
+    run(banked, "bench", *common)
+    assert all(each["scores"] == [0.25, 0.5] for each in results(banked, "bench")["points"])
+
+
+def test_the_loop_in_real_time_counts_every_tick_alone_and_beside_a_busy_process(banked: Path) -> None:
+    short = ["wallclock.schedule=bac-s3", "wallclock.episodes=1", "wallclock.floor_s=0.3", "task.max_steps=12"]
+    told = run(banked, "bench", "study=wallclock", "checkpoint=run/checkpoint.safetensors", *short)
+    assert "| 1 process(es) |" in told
+    for each in results(banked, "bench")["runs"].values():
+        counters = each["counters"]
+        assert counters["ticks"] + counters["skipped"] >= 12
+        assert counters["ticks"] == counters["executed"] + counters["held"] + counters["waited"]
+        assert (each["jitter_ms"]["count"], each["only_sleeping_ms"]["count"]) == (counters["ticks"], 3)

@@ -318,7 +318,8 @@ def test_peers_stand_beside_ours(trained: Path) -> None:
         ("networks=[kitchn]", "error: networks: expected checkpoint, kitchen or both, got ['kitchn']"),
         (
             "study=speed",
-            "error: study: expected one of latency, growth, tried, pareto, peers, realtime, wallclock, got speed",
+            "error: study: expected one of latency, growth, tried, pareto, peers, realtime, wallclock, evaluated, "
+            "got speed",
         ),
         ("batches=[0]", "error: batches: expected batch sizes of at least 1, got [0]"),
         ("ddim_updates=[[5]]", "error: ddim_updates: expected pairs, got [[5]]"),

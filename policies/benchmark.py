@@ -26,7 +26,7 @@ from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from policies.diffusion_trunk import diffusion_transformer_sites
 from policies.normalizer import LimitsNormalizer
-from policies.samplers import DiffusionProcess, ddim, ddpm
+from policies.samplers import DiffusionProcess, ddim, ddpm, sampler_named
 
 Denoise = Callable[[Tensor, ChunkNoise], Tensor]
 """(float32[B, To, Do] normalised, noise) -> float32[B, T, Da] normalised."""
@@ -138,7 +138,9 @@ def sampled_rows(
     for name, (sampler, schedule) in named.items():
         sampled = DiffusionPolicy(policy.checkpoint, sampler)
         for row in executor_rows(sampled, {name: schedule}, kind, weights):
-            yield Row(row.name, partial(_sampled, build=row.build, sampler=sampler), row.steps, row.gflops)
+            yield Row(
+                row.name, partial(_sampled, build=row.build, identity=dict(sampler.identity)), row.steps, row.gflops
+            )
 
 
 def hook_rows(policy: DiffusionPolicy, named: Mapping[str, CacheSchedule], loop: Loop) -> Iterator[Row]:
@@ -203,8 +205,11 @@ def _hooked(policy: DiffusionPolicy, *, schedule: CacheSchedule, loop: Loop) -> 
     return loop(policy, network)
 
 
-def _sampled(policy: DiffusionPolicy, *, build: Callable[[DiffusionPolicy], Denoise], sampler: SamplerTable) -> Denoise:
-    return build(DiffusionPolicy(policy.checkpoint, sampler))
+def _sampled(
+    policy: DiffusionPolicy, *, build: Callable[[DiffusionPolicy], Denoise], identity: Mapping[str, object]
+) -> Denoise:
+    # By name, for a table of coefficients is not to be sent to the process that measures the row's memory.
+    return build(DiffusionPolicy(policy.checkpoint, sampler_named(policy.spec.process, identity)))
 
 
 def _gflops(policy: DiffusionPolicy, schedule: CacheSchedule) -> float:

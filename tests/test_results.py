@@ -36,7 +36,9 @@ def test_tables_are_what_the_report_writes(tmp_path: Path) -> None:
     assert copy.read_text() == DOCUMENT.read_text()
 
 
-@pytest.mark.parametrize("folder", [*(f"pareto/{sampler}" for sampler in PARETO), "bench/peers", "at_ddim10"])
+@pytest.mark.parametrize(
+    "folder", [*(f"pareto/{sampler}" for sampler in PARETO), "bench/peers", "at_ddim10", "lift", "can"]
+)
 def test_results_come_from_clean_commits(folder: str) -> None:
     results = read(*folder.split("/"))
     commits = [results["provenance"]["commit"]] if "provenance" in results else [r["commit"] for r in results["rows"]]

@@ -239,3 +239,11 @@ class Bench:
             return bool(sent) and wanted.items() <= json.loads(sent[-1].data).items()
 
         return dict(json.loads(self.transport.await_sent("~/status", so)[-1].data))
+
+
+def driving(bench: Bench, **changed: Any) -> Bench:
+    """Drive until the first action is executed."""
+    bench.drive(**changed)
+    bench.begin()
+    bench.until(lambda: bench.status()["motion"] == "executing")
+    return bench

@@ -25,8 +25,8 @@ import numpy as np
 
 from bac.control import ObservationHistory
 from bac.control.clock import NS_PER_MS
-from bac.errors import BacError, InvalidInput, sentence
-from bac.statistics import bootstrap_mean
+from bac.errors import BacError, InvalidInput, Unavailable, sentence
+from bac.statistics import bootstrap_mean, wilson
 from ros2_bridge.__main__ import CONFIG
 from ros2_bridge.conversion import action_message, trajectory_message
 from ros2_bridge.intake import Intake
@@ -45,6 +45,7 @@ LOOPBACK = (
 _IMAGE: Shape = (480, 640, 3)
 _CHUNK = (15, 2)
 _WARMUP = 20
+_POLL_S = 0.1
 
 
 def overhead(calls: int) -> dict[str, Any]:
@@ -136,18 +137,13 @@ def closed_loop(options: argparse.Namespace) -> dict[str, Any]:
             str(played),
         ]
         sim += [] if options.max_steps is None else ["--max-steps", str(options.max_steps)]
-        running = subprocess.Popen([sys.executable, "-m", "ros2_bridge", *node], env=environment)
-        try:
-            subprocess.run([sys.executable, "-m", "ros2_bridge.sim", *sim], env=environment, check=True)
-        finally:
-            running.send_signal(signal.SIGTERM)
-            running.wait()
+        _run_both(["ros2_bridge", *node], ["ros2_bridge.sim", *sim], environment)
         episodes, counted = json.loads(played.read_text()), json.loads(told.read_text())
     trace = counted["latencies_ms"]
     return {
         "task": options.task,
         "score": asdict(bootstrap_mean(np.array([each["score"] for each in episodes]))),
-        "success": asdict(bootstrap_mean(np.array([float(each["success"]) for each in episodes]))),
+        "success": asdict(wilson(sum(each["success"] for each in episodes), len(episodes))),
         "ticks_lost": {name: sum(each[name] for each in episodes) for name in ("missed", "surplus", "overruns")},
         "episodes": episodes,
         "node": counted["figures"],
@@ -156,13 +152,36 @@ def closed_loop(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _run_both(node: Sequence[str], simulator: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Run two modules as processes until the simulator ends, then end the node.
+
+    Raises:
+        Unavailable: one of them failed; what it said stands above.
+    """
+    running = subprocess.Popen([sys.executable, "-m", *node], env=environment)
+    playing = subprocess.Popen([sys.executable, "-m", *simulator], env=environment)
+    try:
+        while playing.poll() is None and running.poll() is None:
+            time.sleep(_POLL_S)
+        failed = [name for name, each in (("node", running), ("simulator", playing)) if each.returncode]
+        if failed or running.returncode is not None:
+            who = failed[0] if failed else "node"
+            raise Unavailable(
+                sentence("closed loop", expected="episodes to the end", got=f"a {who} that ended", mend="see above")
+            )
+    finally:
+        for each in (playing, running):
+            each.send_signal(signal.SIGTERM)
+            each.wait()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write JSON with provenance."""
     options = _parser().parse_args(arguments)
     try:
         measured = overhead(options.calls) if options.what == "overhead" else closed_loop(options)
-    except (BacError, subprocess.CalledProcessError) as error:
-        sys.exit(f"error: {error}")
+    except BacError as refusal:
+        sys.exit(f"error: {refusal}")
     import torch
 
     from bac.results import run_provenance, write_results

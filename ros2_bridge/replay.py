@@ -54,7 +54,6 @@ class ReplayTransport:
         self._lock = threading.Lock()
         self._listeners: dict[str, list[tuple[str, OnMessage, OnMalformed]]] = defaultdict(list)
         self._timers: list[Timer] = []
-        self.sent: list[tuple[str, Any]] = []
         self._stopped = threading.Event()
         try:
             self._reader = Reader(folder)
@@ -77,9 +76,8 @@ class ReplayTransport:
         return self.messages.serialize(type_name, message)
 
     def publisher(self, topic: str, type_name: str, profile: Profile) -> Publisher:
-        """Return what keeps messages in ``sent``, with their topic."""
-        name = absolute_topic(topic, self._namespace, self._node)
-        return _Kept(lambda message: self.sent.append((name, message)))
+        """Return what sends nowhere: the robot of the bag has moved already."""
+        return _Nowhere()
 
     def subscribe(
         self, topic: str, type_name: str, profile: Profile, on_message: OnMessage, on_malformed: OnMalformed
@@ -133,12 +131,9 @@ class ReplayTransport:
             on_message(message, "bag")
 
 
-class _Kept:
-    def __init__(self, keep: Callable[[Any], None]) -> None:
-        self._keep = keep
-
+class _Nowhere:
     def publish(self, message: Any) -> None:
-        self._keep(message)
+        """Drop it."""
 
     def close(self) -> None:
         """Nothing to give back."""

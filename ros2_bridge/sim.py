@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from bac.control.clock import NS_PER_MS, NS_PER_S, TickGrid
 from bac.errors import BacError, InvalidInput, sentence
 from bac.files import write_whole
 from envs.errors import EnvError
+from envs.robomimic_tasks import TASKS
 from envs.stage import Env
 from ros2_bridge.__main__ import CONFIG
 from ros2_bridge.node_clock import SystemClock
@@ -37,12 +38,14 @@ from ros2_bridge.robot_messages import robot_messages
 from ros2_bridge.settings import NodeSettings
 from ros2_bridge.transport import COMMAND, EVENT, SENSOR, STATUS, Transport
 
+if TYPE_CHECKING:
+    from envs.push_t import PushTEnv
+    from envs.robomimic import RobomimicEnv
+
 _LATEST_STEP = 0.8
 """Share of a tick after which the robot no longer waits for the tick's action: the step itself takes time."""
 
 _NODE_STARTS_S = 300.0
-_MAX_STEPS = {"push_t": 300, "lift": 400, "can": 400, "square": 400}
-"""Control steps of an episode, as ``configs/task`` has them."""
 
 
 @dataclass(frozen=True)
@@ -246,22 +249,28 @@ class _DelayLine:
             call()
 
 
-def make_env(task: str) -> Env:
+def make_env(task: str, max_steps: int | None = None) -> PushTEnv | RobomimicEnv:
     """Return the environment that is the robot.
+
+    Args:
+        task: ``push_t`` or one of robomimic's.
+        max_steps: control steps of an episode; None for the published number.
 
     Raises:
         InvalidInput: there is none for the task.
+        EnvError: its packages are not here, or fewer than one step.
     """
+    if task not in {"push_t", *TASKS}:
+        known = sorted({"push_t", *TASKS})
+        raise InvalidInput(sentence("task", expected=f"one of {known}", got=task, mend="choose one"))
+    # Here, for each needs packages of its own.
     if task == "push_t":
         from envs.push_t import PushTEnv
 
-        return PushTEnv(max_steps=_MAX_STEPS[task])
-    if task not in _MAX_STEPS:
-        raise InvalidInput(sentence("task", expected=f"one of {sorted(_MAX_STEPS)}", got=task, mend="choose one"))
-    # Here, for Push-T must run without robomimic's packages.
+        return PushTEnv() if max_steps is None else PushTEnv(max_steps=max_steps)
     from envs.robomimic import RobomimicEnv
 
-    return RobomimicEnv(task, max_steps=_MAX_STEPS[task])
+    return RobomimicEnv(task, max_steps=max_steps)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -269,8 +278,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO)
     try:
+        if options.episodes < 1:
+            raise InvalidInput(sentence("--episodes", expected="1 or more", got=options.episodes, mend="correct it"))
         settings = NodeSettings.read(parameter_file(Path(options.params or CONFIG / f"{options.task}.yaml")))
-        env, transport = make_env(options.task), open_dds(options)
+        env, transport = make_env(options.task, options.max_steps), open_dds(options)
         robot = Robot(
             env,
             settings,
@@ -282,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             episodes = []
             for seed in range(options.seed, options.seed + options.episodes):
-                episodes.append(robot.play(seed, options.max_steps or _MAX_STEPS[options.task]))
+                episodes.append(robot.play(seed, env.max_steps))
                 print(episodes[-1], flush=True)
         finally:
             robot.close()

@@ -28,11 +28,8 @@ def main(config: CalibrateConfig, folder: Path) -> None:
     """Write profile and schedules beside the checkpoint, pictures and JSON into ``folder``."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    if config.bank:
-        calibrate_bank(config, folder)
-        return
     method = config.cache.build()
-    if isinstance(method, NoCache):
+    if not config.bank and isinstance(method, NoCache):
         raise InvalidInput(sentence("cache", expected="a method", got=method.name, mend="none needs no calibration"))
     policy = load_policy(
         config.checkpoint or config.task.name,
@@ -41,6 +38,9 @@ def main(config: CalibrateConfig, folder: Path) -> None:
         weights=config.weights,
     )
     require_task(config.task, policy.spec)
+    if config.bank:
+        calibrate_bank(config, policy, folder)
+        return
     methods = {each.label: each for each in (method, *map(method.with_budget, config.budgets))}
     for each in methods.values():
         require_possible(each, policy)

@@ -12,7 +12,7 @@ from bac.executors import Selection
 from bac.results import run_provenance, write_results
 from configs.methods import default_method
 from configs.schema import CalibrateConfig
-from configs.tasks import demonstrations, require_task
+from configs.tasks import demonstrations
 from policies.bank import (
     BANK_FILE,
     Member,
@@ -24,21 +24,14 @@ from policies.bank import (
     members,
 )
 from policies.diffusion_policy import DiffusionPolicy
-from policies.loading import bank_folder, load_policy
+from policies.loading import bank_folder
 from studies.rows import markdown_table
 
 _COLUMNS = ("schedule", "GFLOPs", "action error", "p50 ms", "p99 ms")
 
 
-def calibrate_bank(config: CalibrateConfig, folder: Path) -> None:
+def calibrate_bank(config: CalibrateConfig, policy: DiffusionPolicy, folder: Path) -> None:
     """Make the family's schedules, judge and time them; write bank and device profile beside the checkpoint."""
-    policy = load_policy(
-        config.checkpoint or config.task.name,
-        sampler=config.sampler.build,
-        device=config.device,
-        weights=config.weights,
-    )
-    require_task(config.task, policy.spec)
     demos = demonstrations(config.task, config.demonstrations)
     family = _family(config, policy)
     executor = config.executor.select(family[0].schedule, policy.trunk)

@@ -25,3 +25,12 @@ def test_overhead_is_told_for_every_way(tmp_path: Path) -> None:
 def test_too_few_calls_have_no_99th_percentile() -> None:
     with pytest.raises(InvalidInput, match="at least 100"):
         overhead(99)
+
+
+def test_a_node_that_refuses_ends_the_closed_loop_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("cyclonedds")
+    output = tmp_path / "loop.json"
+    with pytest.raises(SystemExit, match=r"^error: closed loop: expected episodes to the end, got a node that ended"):
+        main(["closed_loop", "--cache", "nonsense", "--output", str(output)])
+    assert "error: cache: expected none or one of" in capfd.readouterr().err
+    assert not output.exists()

@@ -15,7 +15,7 @@ pytest.importorskip("gymnasium")
 from bac.errors import InvalidInput
 from ros2_bridge.conversion import action_message, trajectory_message
 from ros2_bridge.settings import NodeSettings
-from ros2_bridge.sim import Robot, make_env
+from ros2_bridge.sim import Robot, main, make_env
 from tests.ros2_bridge.toys import PARAMETERS, PATIENCE_S, LocalTransport
 
 
@@ -178,3 +178,16 @@ def test_sensors_that_make_no_sense_are_refused(transport: LocalTransport, given
 def test_tasks_without_an_environment_are_refused() -> None:
     with pytest.raises(InvalidInput, match="push_t"):
         make_env("kitchen")
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--episodes", "error: --episodes: expected 1 or more, got 0; correct it."),
+        ("--max-steps", "error: Push-T: expected max_steps >= 1"),
+    ],
+)
+def test_nothing_to_play_is_refused_before_a_node_is_waited_for(option: str, told: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([option, "0"])
+    assert str(ended.value).startswith(told)

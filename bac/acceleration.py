@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
+from typing_extensions import Self
 
 from bac.choices import choice
 from bac.errors import MissingArtefact, Unavailable, sentence

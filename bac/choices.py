@@ -1,13 +1,20 @@
-"""Reading a named choice, refusing an unknown name by naming the known ones."""
+"""Named choices, and reading one, refusing an unknown name by naming the known ones."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import Enum
 from typing import TypeVar
 
 from bac.errors import InvalidInput, sentence
 
-_Choice = TypeVar("_Choice", bound=StrEnum)
+
+class Choice(str, Enum):
+    """One of a fixed set of names; it is its name as text. ``enum.StrEnum`` is that from Python 3.11 on."""
+
+    __str__ = str.__str__
+
+
+_Choice = TypeVar("_Choice", bound=Choice)
 
 
 def choice(what: str, value: str, choices: type[_Choice]) -> _Choice:

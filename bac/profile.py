@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
-import zarr
-from zarr.storage import ZipStore
 
-from bac.errors import CorruptArtefact, InvalidInput, MissingArtefact, sentence
+from bac.choices import Choice
+from bac.errors import CorruptArtefact, InvalidInput, MissingArtefact, Unavailable, sentence
 from bac.files import write_whole
 from bac.schedule import Provenance
 from bac.solvers import Solver, measured_intervals
@@ -25,7 +23,7 @@ _FORMAT = "bac-profile-1"
 _CALIBRATE = "run scripts/calibrate.py"
 
 
-class Metric(StrEnum):
+class Metric(Choice):
     """How two features of a block are compared; ``cosine`` is a similarity, the others are distances."""
 
     COSINE = "cosine"
@@ -168,7 +166,12 @@ class FeatureProfile:
         return self.values[Metric.L1].astype(np.float64).mean(axis=(1, 2))
 
     def save(self, path: Path) -> None:
-        """Write a zarr v3 ``.zip`` store, whole or not at all."""
+        """Write a zarr v3 ``.zip`` store, whole or not at all.
+
+        Raises:
+            Unavailable: this Python has no zarr 3.
+        """
+        zarr = _zarr()
 
         def write(partial: Path) -> None:
             attributes: dict[str, Any] = {
@@ -178,7 +181,7 @@ class FeatureProfile:
                 "checkpoint": self.provenance.checkpoint,
                 "sampler": dict(self.provenance.sampler),
             }
-            with ZipStore(partial, mode="w") as store:
+            with zarr.storage.ZipStore(partial, mode="w") as store:
                 root = zarr.open_group(store, mode="w", attributes=attributes)
                 for metric, values in self.values.items():
                     root.create_array(str(metric), data=values, chunks=values.shape)
@@ -194,15 +197,16 @@ class FeatureProfile:
         Raises:
             MissingArtefact: no such file.
             CorruptArtefact: truncated or foreign.
+            Unavailable: this Python has no zarr 3.
         """
-        path = Path(path)
+        path, zarr = Path(path), _zarr()
         if not path.is_file():
             raise MissingArtefact(
                 sentence("feature profile", expected=f"a file {path}", got="none", mend="run scripts/calibrate.py")
             )
         try:
             ZipFile(path).close()  # refuses first: ZipStore's exit hides a failed opening behind an AttributeError
-            with ZipStore(path, mode="r") as store:
+            with zarr.storage.ZipStore(path, mode="r") as store:
                 root = zarr.open_group(store, mode="r")
                 attributes: dict[str, Any] = root.attrs.asdict()
                 if attributes["format"] != _FORMAT:
@@ -272,3 +276,20 @@ class FeatureProfile:
                     mend="check that these branches are not dead",
                 )
             )
+
+
+def _zarr() -> ModuleType:
+    # Here, for a robot of Python 3.10, which has no zarr 3, plays schedules and needs no profile.
+    try:
+        import zarr
+        import zarr.storage
+    except ImportError as error:
+        raise Unavailable(
+            sentence(
+                "feature profile",
+                expected="zarr 3, from Python 3.11 on",
+                got="none",
+                mend="calibrate on another machine and bring its schedules here",
+            )
+        ) from error
+    return zarr

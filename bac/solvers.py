@@ -8,12 +8,12 @@ formulas ask for a slope that is not known yet, and what they get for it here is
 
 from __future__ import annotations
 
-from enum import StrEnum
+from bac.choices import Choice
 
 _INTERVALS = (2, 3, 5, 8)
 
 
-class Solver(StrEnum):
+class Solver(Choice):
     """How a channel is predicted, in the order of how much it trusts the past.
 
     ``hold``: the latest value. ``adams_bashforth``: along the latest slope. ``taylor``: TaylorSeer of order 2. ``bdf``:

@@ -16,16 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
+from bac.choices import Choice
 from bac.errors import InvalidInput, sentence
 
 
-class BlockKind(StrEnum):
+class BlockKind(Choice):
     """The three residual branches of a transformer decoder layer."""
 
     SELF_ATTENTION = "sa"

@@ -15,6 +15,8 @@ class LatencyBudgetConfig:
         checkpoint: path of a checkpoint; null takes the task's shipped policy.
         budget_ms: what a chunk may take at the 99th percentile, milliseconds.
         rate_hz: chunks begin so often; null lets one follow the other.
+        measure: time the bank's schedules on this device anew; what was not timed here yet is timed in any case.
+        measure_calls: timed calls of each.
         calls: timed chunks, at least 100.
         warmup: untimed chunks before them.
         device: ``cpu`` or ``cuda``.
@@ -26,6 +28,8 @@ class LatencyBudgetConfig:
     checkpoint: str | None
     budget_ms: float
     rate_hz: float | None
+    measure: bool
+    measure_calls: int
     calls: int
     warmup: int
     device: str

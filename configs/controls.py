@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bac.choices import choice
+from bac.choices import Choice, choice
 from bac.control import Fallback, LoopSettings, Seam, repeat, ticks_for
 from bac.errors import InvalidInput, sentence
 from envs.robomimic_tasks import TASKS, is_absolute
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from configs.schema import TaskConfig
 
 
-class ControlMode(StrEnum):
+class ControlMode(Choice):
     """``none``: the world waits. ``realtime``: it goes on, on a virtual clock. ``wallclock``: it goes on, really."""
 
     NONE = "none"

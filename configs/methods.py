@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, make_dataclass
-from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -17,7 +16,7 @@ from typing import Any, cast, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 import bac.methods
-from bac.choices import choice
+from bac.choices import Choice, choice
 from bac.errors import InvalidInput, sentence
 from bac.methods import Method
 
@@ -59,7 +58,7 @@ def _schema(method: Any) -> type:
         return cast(Method, method(**values | choices))
 
     def is_choice(name: str) -> bool:
-        return isinstance(kinds[name], type) and issubclass(kinds[name], StrEnum)
+        return isinstance(kinds[name], type) and issubclass(kinds[name], Choice)
 
     return make_dataclass(
         f"{method.__name__}Config",

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
-from bac.choices import choice
+from bac.choices import Choice, choice
 from bac.executors import ExecutorKind, WeightType
 from configs.schema import TaskConfig
 
 
-class Study(StrEnum):
+class Study(Choice):
     """What ``scripts/bench.py`` measures; ``scripts/studies`` has a file of each."""
 
     LATENCY = "latency"

@@ -1,4 +1,8 @@
-"""From a task's name to its environment and demonstrations."""
+"""From a task's name to its environment and demonstrations.
+
+Their packages are imported where they are asked for, and one that is missing refuses there in one sentence: Push-T runs
+without robomimic's, and a robot without any.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,14 @@ import numpy as np
 
 from bac.errors import InvalidInput, Mismatch, sentence
 from configs.schema import TaskConfig
-from envs.demos.push_t import read_push_t
-from envs.demos.robomimic_store import LowDimDemonstrations, read_store, store_of
 from envs.demos.windows import window_index
-from envs.push_t import PushTEnv
 from envs.robomimic_tasks import TASKS, is_absolute
 from envs.stage import Env
 from policies.base import PolicySpec
 
 if TYPE_CHECKING:
     from envs.demos.robomimic import RobomimicDemonstrations
+    from envs.demos.robomimic_store import LowDimDemonstrations
 
 HELD_OUT_SEED = 1_000_003
 """Draws the observations that errors are judged on; calibration takes others (``calibrate.seed``)."""
@@ -152,16 +154,19 @@ def require_task(task: TaskConfig, policy: PolicySpec) -> None:
 
 
 def _push_t(task: TaskConfig) -> Env:
+    from envs.push_t import PushTEnv
+
     return PushTEnv(max_steps=task.max_steps, observation=tuple(task.observation))
 
 
 def _push_t_demonstrations(task: TaskConfig, source: Path) -> TaskDemonstrations:
+    from envs.demos.push_t import read_push_t
+
     read = read_push_t(source, images=bool(task.images))
     return TaskDemonstrations(read.observations, read.actions, read.episode_ends)
 
 
 def _robomimic(task: TaskConfig) -> Env:
-    # Here, for Push-T must run without robomimic's packages.
     from envs.robomimic import RobomimicEnv
 
     name = world(task)
@@ -185,11 +190,12 @@ def _square_size(task: TaskConfig) -> int | None:
 
 
 def _robomimic_demonstrations(task: TaskConfig, source: Path) -> TaskDemonstrations:
+    from envs.demos.robomimic_store import read_store
+
     name = world(task)
     absolute = is_absolute(name, task.action_dim)
     read: LowDimDemonstrations | RobomimicDemonstrations
     if task.images or source.suffix == ".hdf5":
-        # Here, for a store is read without robomimic's packages.
         from envs.demos.robomimic import read_robomimic
 
         read = read_robomimic(source, name, absolute=absolute, keys=tuple(task.observation))
@@ -200,6 +206,8 @@ def _robomimic_demonstrations(task: TaskConfig, source: Path) -> TaskDemonstrati
 
 def _committed(task: TaskConfig) -> Path:
     """Return the store that comes with this package; none has images."""
+    from envs.demos.robomimic_store import store_of
+
     store = store_of(world(task))
     if task.images or not store.exists():
         raise InvalidInput(

@@ -6,16 +6,22 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict
 
 from envs.errors import EnvError
 
 # pygame opens a window without it, and machines that evaluate have no screen.
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
-from gym_pusht.envs.pusht import PushTEnv as _GymPushT
+try:
+    import gymnasium
+    from gym_pusht.envs.pusht import PushTEnv as _GymPushT
+    from gymnasium.spaces import Box, Dict
+except ModuleNotFoundError as error:
+    raise EnvError(
+        f"task push_t: expected the packages gymnasium, gym-pusht and pymunk, got no {error.name}; "
+        "install them with pip install -e '.[sim]'."
+    ) from error
 
 BLOCK_KEYPOINTS = np.array(
     # In the block's frame, pixels. The original samples them from a picture of the block each time it starts, so the

@@ -91,6 +91,12 @@ class PolicySpec:
     def _images(self) -> Mapping[str, tuple[int, int]]:
         return {} if self.vision is None else self.vision.images
 
+    def blank_observation(self) -> dict[str, np.ndarray]:
+        """Return an observation of zeros without B, for ``separate``: to warm up and to time with."""
+        steps = self.network.observation_steps
+        low_dim = {key: np.zeros((steps, size), np.float32) for key, size in self.low_dim.items()}
+        return low_dim | {key: np.zeros((steps, *size, 3), np.uint8) for key, size in self._images.items()}
+
     def is_batched(self, observation: Mapping[str, np.ndarray]) -> bool:
         """Return whether an observation that ``separate`` takes has the dimension B."""
         key = next(iter(self.observation))

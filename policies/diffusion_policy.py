@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from bac.errors import InvalidInput, sentence
 from bac.executors import ChunkNoise, EagerExecutor, Executor

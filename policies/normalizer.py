@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from bac.errors import InvalidInput, sentence
 

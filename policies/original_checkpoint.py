@@ -17,14 +17,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bac.choices import choice
+from bac.choices import Choice, choice
 from bac.errors import MissingArtefact, sentence
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from policies.normalizer import LimitsNormalizer
@@ -72,7 +71,7 @@ _SWITCHES = {
 """The only variant that our network and samplers are; a network's that is left out still shows in its weights."""
 
 
-class Weights(StrEnum):
+class Weights(Choice):
     """The sets of weights in a checkpoint: averaged over training (exponential moving average), or as trained."""
 
     EMA = "ema"

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 
 import numpy as np
 
+from bac.choices import Choice
 from bac.errors import CorruptArtefact, InvalidInput, Mismatch, sentence
 from bac.sampler_table import SamplerTable
 
@@ -19,7 +19,7 @@ _MAX_BETA = 0.999
 """Bound of one step's noise in the cosine schedule (Nichol & Dhariwal, arXiv 2102.09672)."""
 
 
-class Spacing(StrEnum):
+class Spacing(Choice):
     """Which of the training time steps a shorter sampler visits, names as in diffusers."""
 
     LEADING = "leading"

@@ -8,12 +8,12 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from bac.choices import Choice
 from bac.control.clock import NS_PER_S
 from bac.errors import InvalidInput, sentence
 
@@ -34,7 +34,7 @@ _UNDECODABLE = (
 POSE_COMPONENTS = ("x", "y", "z", "qx", "qy", "qz", "qw")
 
 
-class Refusal(StrEnum):
+class Refusal(Choice):
     """Why a message is not taken."""
 
     MALFORMED = "malformed"

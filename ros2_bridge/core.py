@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from enum import StrEnum
 from functools import partial
 from typing import Any
 
+from bac.choices import Choice
 from bac.control import ThreadInference
 from bac.errors import InvalidInput, Mismatch, sentence
 from ros2_bridge import diagnostics
@@ -24,7 +24,7 @@ from ros2_bridge.transport import EVENT, SENSOR, STATUS, Handle, Transport
 DIAGNOSTICS_PERIOD_S = 1.0
 
 
-class NodeState(StrEnum):
+class NodeState(Choice):
     """The primary states of a managed node."""
 
     UNCONFIGURED = "unconfigured"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from types import MappingProxyType
 
+from bac.choices import Choice
 from bac.errors import InvalidInput, sentence
 
 
-class Distribution(StrEnum):
+class Distribution(Choice):
     """Distributions whose wire format is known here."""
 
     HUMBLE = "humble"

@@ -7,10 +7,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from enum import StrEnum
 
 import numpy as np
 
+from bac.choices import Choice
 from bac.control import (
     Command,
     CommandKind,
@@ -41,7 +41,7 @@ _COUNTED = tuple(each.name for each in fields(LoopCounters) if each.name != "las
 MakeInference = Callable[[Predict], Inference]
 
 
-class Motion(StrEnum):
+class Motion(Choice):
     """What the robot is told to do."""
 
     RESTING = "resting"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
+from bac.choices import Choice
 from bac.errors import InvalidInput, Mismatch, sentence
 from ros2_bridge import conversion
 
@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 QUANTITIES = ("position", "velocity", "effort")
 
 
-class SourceKind(StrEnum):
+class SourceKind(Choice):
     """What an observation key is read from."""
 
     JOINT_STATE = "joint_state"

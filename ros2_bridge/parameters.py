@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from bac.choices import Choice
 from bac.errors import CorruptArtefact, InvalidInput, MissingArtefact, sentence
 
 Value = bool | int | float | str | list[str] | list[float]
 
 
-class ParameterType(StrEnum):
+class ParameterType(Choice):
     """Types of ROS 2 parameters, in the words of ``ros2 param describe``."""
 
     BOOL = "boolean"

@@ -105,8 +105,7 @@ def load(settings: NodeSettings) -> ReadyPolicy:
 
     about = run_device(policy.trunk.device)
     executor = f"{next(iter(built.values())).denoiser.__class__.__name__}, {torch.get_num_threads()} thread(s)"
-    blank = {key: _blank(shape, source.observation_steps) for key, shape in observation.items()}
-    slowest_ms = _warm(source, blank, len(built), given["warmup_calls"])
+    slowest_ms = _warm(source, spec.blank_observation(), len(built), given["warmup_calls"])
     return ReadyPolicy(
         spec.task,
         observation,
@@ -176,10 +175,6 @@ def _method(schedule: str) -> str:
 def _budget(schedule: str) -> int:
     budget = schedule.rsplit("-s", 1)[-1]
     return int(budget) if budget.isdigit() else 0
-
-
-def _blank(shape: Shape, steps: int) -> np.ndarray:
-    return np.zeros((steps, *shape), np.uint8 if len(shape) == 3 else np.float32)
 
 
 def _warm(source: object, blank: Mapping[str, np.ndarray], schedules: int, calls: int) -> float:

@@ -7,14 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from bac.control import DeviceProfile, LatencyBudget, ScheduleBank
+from bac.executors import Selection
 from bac.results import run_provenance, write_results
 from bac.timing import device_synchroniser
 from configs.budgets import LatencyBudgetConfig
 from configs.entry import script
-from configs.tasks import HELD_OUT_SEED, demonstrations
-from policies.bank import BANK_FILE, device_path, load_entry
+from policies.bank import BANK_FILE, device_path, load_entry, measure_bank
+from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import bank_folder, load_policy
 
 
@@ -27,16 +29,14 @@ def main(config: LatencyBudgetConfig, folder: Path) -> None:
     home = bank_folder(policy)
     bank = ScheduleBank.load(home / BANK_FILE)
     executor = config.executor.select_plain(policy.trunk)
-    device = DeviceProfile.load(device_path(home, policy.trunk.device, executor))
+    device = _device_profile(config, policy, bank, executor)
     entry = bank.on(device).select(config.budget_ms)
     fast = load_entry(policy, home, entry, executor.kind, executor.weights)
-    demos = demonstrations(config.task)
-    spread = demos.spread_observations(1, policy.observation_steps, HELD_OUT_SEED)
-    one = {key: values[0] for key, values in spread.items()}
+    observation = policy.spec.blank_observation()
     synchronise = device_synchroniser(policy.trunk.device)
 
     def chunk() -> None:
-        fast.predict(one)
+        fast.predict(observation)
         synchronise()
 
     print(f"{entry.name} (action error {entry.action_error:.4f}), {config.calls} chunks on {device.device}")
@@ -53,6 +53,25 @@ def main(config: LatencyBudgetConfig, folder: Path) -> None:
     print(f"{verdict.histogram()}\n{verdict}\nresults in {folder}")
     if not verdict.kept:
         sys.exit(1)
+
+
+def _device_profile(
+    config: LatencyBudgetConfig, policy: DiffusionPolicy, bank: ScheduleBank, executor: Selection
+) -> DeviceProfile:
+    """Return what the bank's schedules take on this device, timed and kept if they were not yet."""
+    home = bank_folder(policy)
+    path = device_path(home, policy.trunk.device, executor)
+    if path.is_file() and not config.measure:
+        return DeviceProfile.load(path)
+    candidates = {
+        each.name: load_entry(policy, home, each, executor.kind, executor.weights)
+        for each in tqdm(bank.entries, desc="build", unit="schedule")
+    }
+    print(f"timing {config.measure_calls} calls of each of {len(candidates)} schedules in turn")
+    device = measure_bank(candidates, policy.spec.blank_observation(), config.measure_calls, executor)
+    device.save(path)
+    print(f"wrote {path}")
+    return device
 
 
 if __name__ == "__main__":

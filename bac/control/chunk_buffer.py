@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 
+from bac.choices import Choice
 from bac.errors import InvalidInput, sentence
 
 
-class Seam(StrEnum):
+class Seam(Choice):
     """How a new chunk takes over.
 
     ``replace``: from its first action that is not late. ``blend``: likewise, but an action that several chunks gave is

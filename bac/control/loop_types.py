@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
+from bac.choices import Choice
 from bac.control.chunk_buffer import Seam
 from bac.control.clock import require_rate
 from bac.control.degradation import Degradation
 from bac.errors import InvalidInput, sentence
 
 
-class Fallback(StrEnum):
+class Fallback(Choice):
     """What to do at a tick without an action: ``hold`` the robot where it is, or ``stop`` the loop."""
 
     HOLD = "hold"
@@ -70,7 +70,7 @@ class LoopSettings:
             )
 
 
-class CommandKind(StrEnum):
+class CommandKind(Choice):
     """What a tick does: ``wait`` before the first action there ever was, ``hold`` and ``stop`` where none is due."""
 
     EXECUTE = "execute"

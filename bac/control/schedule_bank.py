@@ -20,6 +20,7 @@ from bac.files import write_whole
 _FORMAT = "bac-schedule-bank-1"
 _DEVICE_FORMAT = "bac-device-profile-1"
 _MEND = "run scripts/calibrate.py bank=true"
+_MEASURE = "run scripts/latency_budget.py measure=true on this device"
 
 _Artefact = TypeVar("_Artefact")
 
@@ -105,7 +106,7 @@ class DeviceProfile:
             latency = {str(name): Measured(**each) for name, each in document.pop("latency").items()}
             return cls(**document, latency=latency)
 
-        return _read("device profile", path, _DEVICE_FORMAT, read)
+        return _read("device profile", path, _DEVICE_FORMAT, _MEASURE, read)
 
     def require(self, device: str, threads: int, executor: str, dtype: str) -> None:
         """Refuse to stand for another device.
@@ -120,7 +121,7 @@ class DeviceProfile:
                     "device profile",
                     expected="one of {}, {} thread(s), executor {} {}".format(*asked),
                     got="{}, {} thread(s), executor {} {}".format(*own),
-                    mend=f"{_MEND} on this device",
+                    mend=_MEASURE,
                 )
             )
 
@@ -167,7 +168,7 @@ class ScheduleBank:
         def read(document: dict[str, Any]) -> ScheduleBank:
             return cls(**document | {"entries": tuple(BankEntry(**entry) for entry in document["entries"])})
 
-        return _read("schedule bank", path, _FORMAT, read)
+        return _read("schedule bank", path, _FORMAT, _MEND, read)
 
     def on(self, device: DeviceProfile) -> DeviceBank:
         """Return the bank with the latencies of a device.
@@ -182,7 +183,7 @@ class ScheduleBank:
                     "device profile",
                     expected=f"latencies of the bank of checkpoint {self.checkpoint[:12]}",
                     got=f"checkpoint {device.checkpoint[:12]}, {missing or 'no'} entries missing",
-                    mend=_MEND,
+                    mend=_MEASURE,
                 )
             )
         return DeviceBank(self.entries, device)
@@ -244,9 +245,9 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
     write_whole(path, lambda partial: partial.write_text(text))
 
 
-def _read(what: str, path: Path, form: str, read: Callable[[dict[str, Any]], _Artefact]) -> _Artefact:
+def _read(what: str, path: Path, form: str, mend: str, read: Callable[[dict[str, Any]], _Artefact]) -> _Artefact:
     if not path.is_file():
-        raise MissingArtefact(sentence(what, expected=f"a file {path}", got="none", mend=_MEND))
+        raise MissingArtefact(sentence(what, expected=f"a file {path}", got="none", mend=mend))
     try:
         document = json.loads(path.read_text())
         if document.pop("format") != form:
@@ -254,4 +255,4 @@ def _read(what: str, path: Path, form: str, read: Callable[[dict[str, Any]], _Ar
         return read(document)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         got = f"{type(error).__name__} {error}"
-        raise CorruptArtefact(sentence(f"{what} {path}", expected=form, got=got, mend=_MEND)) from error
+        raise CorruptArtefact(sentence(f"{what} {path}", expected=form, got=got, mend=mend)) from error

@@ -11,13 +11,13 @@ import ctypes
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bac.choices import Choice
 from bac.decoder import DecoderLayer, DecoderTrunk, PreNormDecoder
 from bac.errors import Unavailable, sentence
 from bac.executors.base import ChunkNoise, require_together, require_width
@@ -33,7 +33,7 @@ _LANES = 16
 """Floats in the widest vector of any processor that decoder.cpp knows."""
 
 
-class WeightType(StrEnum):
+class WeightType(Choice):
     """How weights are stored; activations and sums are float32 always."""
 
     FP32 = "fp32"

@@ -13,11 +13,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from bac.errors import InvalidInput, Mismatch, sentence
 from bac.schedule import CacheSchedule

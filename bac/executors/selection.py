@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
-from bac.choices import choice
+from bac.choices import Choice, choice
 from bac.errors import InvalidInput, Unavailable, sentence
 from bac.executors.base import Executor
 from bac.executors.compiled import CompiledExecutor, WeightType, compile_for
@@ -17,7 +16,7 @@ from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
 
 
-class ExecutorKind(StrEnum):
+class ExecutorKind(Choice):
     """The executors by name; ``auto`` is ``cuda_graph`` on a GPU, else ``compiled``, else ``eager``."""
 
     AUTO = "auto"

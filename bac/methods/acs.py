@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import numpy as np
 
+from bac.choices import Choice
 from bac.methods.base import require_updates
 
 
-class IntervalScore(StrEnum):
+class IntervalScore(Choice):
     """How well the feature of step a stands in for the steps a..b.
 
     ``anchor``: the sum of sim(a, t) over the interval, as in the authors' code; the default.

@@ -8,10 +8,10 @@ uncorrelated, so their squares add: reusing the feature of step a at step t cost
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 
+from bac.choices import Choice
 from bac.methods.acs import IntervalScore, adaptive_update_steps
 from bac.methods.base import ByUpdates, LastStep
 from bac.methods.bubbling_union import Downstream, bubbling_union
@@ -22,7 +22,7 @@ _SMOOTHING = 9
 """Steps over which the measured gains are averaged, in the logarithm: they are a few random errors each."""
 
 
-class Sharing(StrEnum):
+class Sharing(Choice):
     """Whether each block has update steps of its own (and the Bubbling Union repairs them), or all have the same."""
 
     NONE = "none"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from enum import StrEnum
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
+from typing_extensions import Self
 
+from bac.choices import Choice
 from bac.errors import InvalidInput, sentence
 from bac.profile import FeatureProfile
 from bac.schedule import CacheSchedule
 
 
-class LastStep(StrEnum):
+class LastStep(Choice):
     """Whether every block also updates at step K - 1, the one that decides the chunk.
 
     BAC's code forces it and its baselines leave it free, so that a part of its margin may be this one update; here

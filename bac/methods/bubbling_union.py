@@ -6,15 +6,14 @@ blocks that err most update at the same steps stops it.
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import numpy as np
 
+from bac.choices import Choice
 from bac.errors import InvalidInput, sentence
 from bac.trunk import Block, BlockKind
 
 
-class Downstream(StrEnum):
+class Downstream(Choice):
     """Which FFNs are downstream of a block: its own layer's too (authors' code), or later layers' only (paper)."""
 
     INCLUSIVE = "inclusive"

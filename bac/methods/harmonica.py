@@ -7,10 +7,10 @@ here, as for every method, a schedule is arithmetic.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 
+from bac.choices import Choice
 from bac.methods.base import ByUpdates, LastStep, require_updates
 from bac.profile import FeatureProfile
 from bac.schedule import CacheSchedule
@@ -19,7 +19,7 @@ _HALVINGS = 120
 """Enough to find a factor to the last bit, from a bound of up to one over the smallest gate."""
 
 
-class Opening(StrEnum):
+class Opening(Choice):
     """How gates become updates.
 
     ``largest``: the largest gates, as HarmoniCa's threshold has it. ``spread``, ours: a gate of 1 / n over some steps

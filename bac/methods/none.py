@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
+from typing_extensions import Self
 
 from bac.profile import FeatureProfile
 from bac.schedule import CacheSchedule, Provenance

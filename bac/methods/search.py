@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
-from typing import Self
 
 import numpy as np
+from typing_extensions import Self
 
+from bac.choices import Choice
 from bac.errors import InvalidInput, MissingArtefact, sentence
 from bac.methods.bac_weighted import SensitivityWeighted
 from bac.methods.base import LastStep, Parametrised
@@ -45,7 +45,7 @@ _KINDS = 3
 _SHIFTS = np.array([-8, -4, -3, -2, -1, 1, 2, 3, 4, 8])
 
 
-class Objective(StrEnum):
+class Objective(Choice):
     """What is minimised over the calibration observations: the mean error, or its 90 % quantile."""
 
     MEAN = "mean"

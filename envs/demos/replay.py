@@ -11,12 +11,18 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
-import zarr
-from zarr.codecs import BloscCodec
-from zarr.errors import GroupNotFoundError
-from zarr.storage import LocalStore, ZipStore
 
 from envs.errors import DemonstrationError
+
+try:
+    import zarr
+    from zarr.codecs import BloscCodec
+    from zarr.errors import GroupNotFoundError
+    from zarr.storage import LocalStore, ZipStore
+except ImportError as error:
+    raise DemonstrationError(
+        "demonstrations: expected the package zarr 3, got none; install it, which takes Python 3.11 or later."
+    ) from error
 
 __all__ = ["DemonstrationError", "Demonstrations", "read_demonstrations", "write_demonstrations"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from toys import (
     toy_observation,
     toy_sampler,
 )
+from typing_extensions import Self
 
 import bac
 from bac.errors import Mismatch, MissingArtefact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import zarr
 from toys import BLOCKS, PROVENANCE, random_profile
 from zarr.storage import ZipStore
 
-from bac.errors import CorruptArtefact, InvalidInput, MissingArtefact
+from bac.errors import CorruptArtefact, InvalidInput, MissingArtefact, Unavailable
 from bac.profile import FeatureProfile, Metric
 
 
@@ -182,3 +183,15 @@ def test_a_missing_statistic_says_how_to_get_it() -> None:
     for name in STATISTICS:
         with pytest.raises(InvalidInput, match=rf"cache=toy: expected a profile with {name}, got one without; run scr"):
             random_profile(seed=0).require(name, "toy")
+
+
+def test_a_python_without_zarr_says_where_to_calibrate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, path = random_profile(seed=0), tmp_path / "profile.zarr.zip"
+    kept.save(path)
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    told = "feature profile: expected zarr 3, from Python 3.11 on, got none; calibrate on another machine"
+    with pytest.raises(Unavailable, match=told):
+        FeatureProfile.load(path)
+    with pytest.raises(Unavailable, match=told):
+        kept.save(tmp_path / "other.zarr.zip")
+    assert not (tmp_path / "other.zarr.zip").exists()

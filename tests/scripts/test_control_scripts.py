@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,46 @@ def test_a_budget_is_kept_exceeded_or_beyond_the_bank(banked: Path) -> None:
     path.write_text(measured)
     assert "latency budget exceeded: p99" in told
     assert results(banked, "latency_budget")["verdict"]["kept"] is False
+
+
+SIMULATORS = ["gymnasium", "gym_pusht", "pymunk", "h5py", "robomimic", "mujoco"]
+
+
+def run_on_a_robot(
+    folder: Path, script: str, *overrides: str, lacks: Sequence[str] = ("zarr", *SIMULATORS)
+) -> subprocess.CompletedProcess[str]:
+    """Run a script in a Python that lacks packages, as a robot's does."""
+    program = f"import runpy, sys; sys.modules.update(dict.fromkeys({list(lacks)})); " + (
+        "runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    )
+    command = [sys.executable, "-c", program, str(SCRIPTS / f"{script}.py")]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS)}
+    return subprocess.run(
+        [*command, *overrides], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def test_a_robot_without_zarr_or_simulator_times_the_bank_that_it_was_given(banked: Path) -> None:
+    shutil.copytree(banked / "run", banked / "robot", ignore=shutil.ignore_patterns("devices", "profiles"))
+    checkpoint = "checkpoint=robot/checkpoint.safetensors"
+    given = [checkpoint, "threads=1", "executor=eager", "budget_ms=60000", "calls=100", "warmup=1", "measure_calls=3"]
+    first = run_on_a_robot(banked, "latency_budget", *given)
+    assert first.returncode == 0, first.stderr
+    (path,) = (banked / "robot" / "bank" / "devices").iterdir()
+    assert f"timing 3 calls of each of 6 schedules in turn\nwrote {path.relative_to(banked)}" in first.stdout
+    assert "latency budget kept: p99" in first.stdout
+    measured = path.read_text()
+    assert "timing" not in run_on_a_robot(banked, "latency_budget", *given).stdout
+    assert path.read_text() == measured
+    assert "timing" in run_on_a_robot(banked, "latency_budget", *given, "measure=true").stdout
+    assert path.read_text() != measured
+
+
+@pytest.mark.parametrize("script", ["eval", "calibrate"])
+def test_without_zarr_what_needs_demonstrations_refuses_in_one_sentence(banked: Path, script: str) -> None:
+    done = run_on_a_robot(banked, script, *CHECKPOINT, "cache.updates=3", lacks=["zarr"])
+    told = "demonstrations: expected the package zarr 3, got none; install it, which takes Python 3.11 or later."
+    assert (done.returncode, done.stderr) == (1, f"error: {told}\n"), done.stdout
 
 
 def test_a_budget_without_a_bank_says_how_to_make_one(banked: Path) -> None:

@@ -139,8 +139,9 @@ def test_the_plugin_passes_and_fails_tests_by_their_budget(
 
 
 def test_the_plugin_is_an_entry_point_of_the_package() -> None:
-    import tomllib
     from pathlib import Path
+
+    import tomllib
 
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["pytest11"] == {"bac_latency_budget": "bac.control.pytest_plugin"}

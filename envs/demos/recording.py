@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -237,6 +238,8 @@ def _attempt(recorder: Recorder, parts: _Parts, seed: int) -> bool:
     if not parts.path(seed).exists():
         if recorder not in _ENVIRONMENT:
             _ENVIRONMENT[recorder] = recorder.environment()
+            # Registered after EGL's own end, so called before it: contexts freed later print an EGLError each.
+            atexit.register(_ENVIRONMENT[recorder].close)
         parts.write(seed, recorder.record(_ENVIRONMENT[recorder], seed))
     return parts.succeeded(seed)
 

@@ -75,9 +75,11 @@ def run(config: BenchConfig, folder: Path) -> None:
     points = []
     grid = [(name, seam, latency) for name in policies for seam in seams for latency in [*study.latencies_ms, MEASURED]]
     for name, seam, latency in tqdm(grid, desc="play", unit="point"):
-        key = _key(policies[name], name, seam, latency, study.episodes, config.task.max_steps)
+        # Without latency nothing is committed while a chunk is denoised, and inpainting is replacing.
+        played_as = Seam.REPLACE if (seam, latency) == (Seam.INPAINT, 0.0) else seam
+        key = _key(policies[name], name, played_as, latency, study.episodes, config.task.max_steps)
         trace = traces[name] if latency == MEASURED else [float(latency)]
-        told = kept.get(key, lambda n=name, s=seam, t=trace: _played(config, policies[n], s, t))
+        told = kept.get(key, lambda n=name, s=played_as, t=trace: _played(config, policies[n], s, t))
         points.append({"row": name, "seam": str(seam), "latency": latency, "p99_ms": _p99(trace), **told})
     _against_no_latency(points)
     results = {

@@ -1,8 +1,8 @@
 """Training of a diffusion policy's network: noise prediction, EMA weights, cosine rate, exact resume.
 
-Step ``s`` draws its windows, time steps, noise, crops and dropout from generators seeded by ``(seed, s)`` alone, so a
-run that was killed and resumed gives bit for bit the weights of one that was not. For the same reason a finished run
-can be continued by another cycle: the longer recipe begins with the shorter one.
+Step ``s`` draws its windows, time steps, noise, crops and dropout from generators seeded by ``(seed, s)`` alone, so on
+a CPU a run that was killed and resumed gives bit for bit the weights of one that was not. For the same reason a
+finished run can be continued by another cycle: the longer recipe begins with the shorter one.
 """
 
 from __future__ import annotations
@@ -155,6 +155,7 @@ class Trainer:
         alphas_cumprod: float[train steps], the forward process.
         config: the recipe.
         folder: where the training state and log are kept.
+        identity: of data and network (``policies.training_identity``); a state of another is not resumed.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class Trainer:
         alphas_cumprod: Tensor,
         config: TrainingConfig,
         folder: Path,
+        identity: Mapping[str, str],
     ) -> None:
         self.network = network
         self.ema = deepcopy(network).eval().requires_grad_(False)
@@ -171,6 +173,8 @@ class Trainer:
         self.step = 0
         self._windows = windows
         self._device = windows.actions.device
+        # Each kind of device draws other numbers from the same seed.
+        self._identity = {**identity, "device type": self._device.type}
         alphas = alphas_cumprod.to(self._device, torch.float32)
         self._signal, self._noise = alphas.sqrt(), (1 - alphas).sqrt()
         self._optimizer = torch.optim.AdamW(_parameter_groups(network, config), betas=config.betas, fused=True)
@@ -205,6 +209,7 @@ class Trainer:
             "seconds": self._seconds,
             "rows": self._rows,
             "config": asdict(self.config),
+            "identity": self._identity,
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -216,7 +221,8 @@ class Trainer:
         """Continue from the saved state if there is one; return whether there was.
 
         Raises:
-            Mismatch: the saved steps followed another recipe; further cycles are no other recipe.
+            Mismatch: the saved steps followed another recipe (further cycles are none), or had other data, another
+                network or another type of device.
             CorruptArtefact: the state file cannot be read.
         """
         path = self._folder / STATE_FILE
@@ -243,11 +249,30 @@ class Trainer:
                     mend="give the same overrides or another output folder",
                 )
             )
-        self.network.load_state_dict(state["network"])
-        self.ema.load_state_dict(state["ema"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        # States from before they had an identity are taken as they are, if the weights fit.
+        saved_identity = state.get("identity", self._identity)
+        if saved_identity != self._identity:
+            names = [*dict.fromkeys([*self._identity, *saved_identity])]
+            other = [name for name in names if saved_identity.get(name) != self._identity.get(name)]
+            raise self._of_another_run(path, ", ".join(other))
+        try:
+            self.network.load_state_dict(state["network"])
+            self.ema.load_state_dict(state["ema"])
+            self._optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise self._of_another_run(path, "network") from error
         self.step, self._seconds, self._rows = state["step"], state["seconds"], state["rows"]
         return True
+
+    def _of_another_run(self, path: Path, other: str) -> Mismatch:
+        return Mismatch(
+            sentence(
+                f"training state {path}",
+                expected="the data, network and type of device of this run",
+                got=f"another {other}",
+                mend="give the same task, policy, demonstrations and device or another output folder",
+            )
+        )
 
     def _advance(self, step: int, rate: float) -> float:
         observations, actions = self._windows.batch(self._window_numbers(step))

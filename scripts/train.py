@@ -25,6 +25,7 @@ from policies.diffusion_policy import DiffusionPolicy
 from policies.hybrid_network import build_network, network_parts
 from policies.normalizer import LimitsNormalizer
 from policies.training import LOG_FILE, Trainer, TrainingWindows
+from policies.training_identity import training_identity
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 UNPUBLISHED_SEED = 200_000
@@ -49,7 +50,8 @@ def main(config: TrainConfig, folder: Path) -> None:
         spec.network.observation_steps,
         {key: torch.from_numpy(demos.observations[key]) for key in config.task.images},
     )
-    trainer = _trainer(config, spec, windows, folder)
+    arrays = {**demos.observations, "actions": actions, "episode ends": demos.episode_ends}
+    trainer = _trainer(config, spec, windows, folder, training_identity(spec, least_range, arrays))
     _train(config, trainer, lambda: _checkpoint(spec, trainer, normalizers, config))
 
     # Stored in half precision, and everything after this reads what was stored.
@@ -65,11 +67,14 @@ def main(config: TrainConfig, folder: Path) -> None:
     print(f"wrote {folder / CHECKPOINT_FILE}")
 
 
-def _trainer(config: TrainConfig, spec: PolicySpec, windows: TrainingWindows, folder: Path) -> Trainer:
+def _trainer(
+    config: TrainConfig, spec: PolicySpec, windows: TrainingWindows, folder: Path, identity: dict[str, str]
+) -> Trainer:
     torch.manual_seed(config.seed)
     network = build_network(spec).to(config.device)
     alphas = torch.from_numpy(spec.process.alphas_cumprod())
-    trainer = Trainer(network, windows.to(config.device), alphas, config.optimiser.build(config.seed), folder)
+    recipe = config.optimiser.build(config.seed)
+    trainer = Trainer(network, windows.to(config.device), alphas, recipe, folder, identity)
     if trainer.resume():
         print(f"resumed {folder} at step {trainer.step}")
     return trainer

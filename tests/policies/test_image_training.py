@@ -43,7 +43,7 @@ def _windows() -> TrainingWindows:
 def _trainer(folder: Path, config: TrainingConfig = RECIPE) -> Trainer:
     torch.manual_seed(0)
     alphas = torch.from_numpy(SPEC.process.alphas_cumprod())
-    return Trainer(build_network(SPEC), _windows(), alphas, config, folder)
+    return Trainer(build_network(SPEC), _windows(), alphas, config, folder, {})
 
 
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:

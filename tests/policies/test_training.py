@@ -1,7 +1,9 @@
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +11,8 @@ from bac.errors import CorruptArtefact, InvalidInput, Mismatch
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from policies.samplers import DiffusionProcess
 from policies.training import LOG_FILE, STATE_FILE, Trainer, TrainingConfig, TrainingWindows
+from policies.training_identity import training_identity
+from tests.policies.networks import small_checkpoint
 from tests.policies.resuming import require_exact_resume, weights
 
 RECIPE = TrainingConfig(
@@ -25,7 +29,12 @@ RECIPE = TrainingConfig(
 )
 
 
-def _trainer(folder: Path, config: TrainingConfig = RECIPE) -> Trainer:
+IDENTITY = {"policy": "0a", "actions": "1b"}
+
+
+def _trainer(
+    folder: Path, config: TrainingConfig = RECIPE, identity: Mapping[str, str] = IDENTITY, width: int = 16
+) -> Trainer:
     torch.manual_seed(0)
     # Dropout on: resuming must restore its randomness, too.
     sizes = DiffusionTransformerConfig(
@@ -35,14 +44,14 @@ def _trainer(folder: Path, config: TrainingConfig = RECIPE) -> Trainer:
         observation_steps=2,
         layers=1,
         heads=2,
-        width=16,
+        width=width,
         attention_dropout=0.1,
     )
     frames = torch.linspace(-1, 1, 40)
     index = torch.arange(36)[:, None] + torch.arange(4)
     windows = TrainingWindows(frames[:, None].expand(-1, 3), torch.stack([frames, -frames], dim=1), index, 2)
     alphas = torch.from_numpy(DiffusionProcess(10).alphas_cumprod())
-    return Trainer(DiffusionTransformer(sizes), windows, alphas, config, folder)
+    return Trainer(DiffusionTransformer(sizes), windows, alphas, config, folder, identity)
 
 
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
@@ -112,6 +121,68 @@ def test_another_recipe_refuses(tmp_path: Path, change: dict[str, Any]) -> None:
     trainer.save()
     with pytest.raises(Mismatch, match="training state"):
         _trainer(tmp_path, replace(RECIPE, **change)).resume()
+
+
+@pytest.mark.parametrize(
+    ("saved", "told"),
+    [
+        ({"policy": "0a", "actions": "2c"}, "another actions"),
+        ({"policy": "1a", "actions": "1b", "image": "3d"}, "another policy, image"),
+    ],
+)
+def test_other_data_or_policy_refuses(tmp_path: Path, saved: dict[str, str], told: str) -> None:
+    trainer = _trainer(tmp_path, identity=saved)
+    list(trainer.run())
+    trainer.save()
+    with pytest.raises(Mismatch, match=rf"training state .*: expected the data, .* got {told}; give the same task"):
+        _trainer(tmp_path).resume()
+
+
+def _edit_state(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    state = torch.load(folder / STATE_FILE, weights_only=True)
+    edit(state)
+    torch.save(state, folder / STATE_FILE)
+
+
+def test_another_type_of_device_refuses(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path)
+    trainer.save()
+    _edit_state(tmp_path, lambda state: state["identity"].update({"device type": "cuda"}))
+    with pytest.raises(Mismatch, match="got another device type; give"):
+        _trainer(tmp_path).resume()
+
+
+def test_state_from_before_there_was_an_identity_resumes_where_the_weights_fit(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path)
+    list(trainer.run(until=5))
+    trainer.save()
+    _edit_state(tmp_path, lambda state: state.pop("identity"))
+    resumed = _trainer(tmp_path)
+    assert resumed.resume()
+    assert resumed.step == 5
+    assert torch.equal(weights(resumed), weights(trainer))
+    with pytest.raises(Mismatch, match="got another network; give"):
+        _trainer(tmp_path, width=32).resume()
+
+
+def test_identity_tells_policy_range_order_and_every_array_apart() -> None:
+    spec = small_checkpoint().spec
+    arrays = {"keypoints": np.zeros((4, 3), np.float32), "image": np.zeros((4, 6, 6, 3), np.uint8)}
+    first = training_identity(spec, 1e-4, arrays)
+    assert training_identity(spec, 1e-4, {key: values.copy() for key, values in arrays.items()}) == first
+
+    def changed(other: dict[str, str]) -> list[str]:
+        return [name for name in first if first[name] != other[name]]
+
+    image = arrays["image"].copy()
+    image[3, 5, 5, 2] = 1
+    assert changed(training_identity(spec, 1e-4, arrays | {"image": image})) == ["image"]
+    assert changed(training_identity(spec, 1e-4, arrays | {"keypoints": np.zeros((3, 4), np.float32)})) == ["keypoints"]
+    assert changed(training_identity(spec, 1e-2, arrays)) == ["least_range"]
+    backwards = dict(reversed(spec.observation.items()))
+    heads = replace(spec.network, heads=4)
+    for other in (replace(spec, observation=backwards), replace(spec, network=heads), replace(spec, action_steps=3)):
+        assert changed(training_identity(other, 1e-4, arrays)) == ["policy"]
 
 
 def test_truncated_state_refuses(tmp_path: Path) -> None:

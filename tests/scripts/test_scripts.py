@@ -80,6 +80,19 @@ def test_training_again_resumes_and_other_recipe_refuses(trained: Path) -> None:
     assert len(told.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("override", "other"), [("policy.width=64", "policy"), ("task.least_range=0.5", "least_range")]
+)
+def test_a_finished_run_of_another_policy_or_range_keeps_its_checkpoint(
+    trained: Path, override: str, other: str
+) -> None:
+    before = (trained / "run" / "checkpoint.safetensors").read_bytes()
+    told = _run(trained, "train", *SMALL, "optimiser.cycles=[4]", "output=run", override, ok=False)
+    assert f"got another {other}; give the same task" in told
+    assert len(told.strip().splitlines()) == 1
+    assert (trained / "run" / "checkpoint.safetensors").read_bytes() == before
+
+
 def test_calibration_writes_profile_schedules_and_pictures(trained: Path) -> None:
     assert (trained / "run" / "profiles" / "ddpm-10.zarr.zip").is_file()
     assert {path.name for path in (trained / "run" / "schedules" / "ddpm-10").iterdir()} == {

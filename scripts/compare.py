@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.figure import Figure
 from studies.evaluations import RESULTS_FILE, read_evaluation, require_same_episodes, schedule_name
 
 from bac.files import write_whole
 from bac.pictures import save_figure
 from bac.results import write_results
-from bac.statistics import Estimate, bootstrap_mean
+from bac.statistics import Estimate, paired_difference
 from configs.entry import script
 from configs.schema import CompareConfig
 
@@ -38,13 +38,13 @@ def main(config: CompareConfig, folder: Path) -> None:
 
 
 def _row(run: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
-    difference = bootstrap_mean(np.array(run["scores"]) - np.array(reference["scores"]))
+    difference = paired_difference(run["scores"], reference["scores"])
     return {
         "run": schedule_name(run["schedule"]),
         "gflops": run["gflops"]["cached"],
         "action_error": run["action_error"]["mean"],
         "score": run["score"],
-        "score_difference": {"mean": difference.mean, "low": difference.low, "high": difference.high},
+        "score_difference": asdict(difference),
         "success": run["success"],
         "p50_ms": run["latency_ms"]["cached"]["p50"],
         "control_rate_hz": run["control_rate_hz"]["cached"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from bac.methods import NoCache
 from bac.pictures import save_figure, schedule_grid
 from bac.results import run_provenance, write_results
 from bac.schedule import CacheSchedule
-from bac.statistics import bootstrap_mean
+from bac.statistics import paired_difference
 from configs.controls import ControlMode
 from configs.entry import script
 from configs.schema import EvalConfig
@@ -109,14 +110,11 @@ def _play(
 
 def _comparison(cached: list[Episode], uncached: list[Episode]) -> dict[str, Any]:
     """Return the uncached scores and the paired differences, cached minus uncached, same seeds and noise."""
-    pairs = list(zip(cached, uncached, strict=True))
-    return {
-        **scores(uncached),
-        "score_difference": asdict(bootstrap_mean(np.array([ours.score - theirs.score for ours, theirs in pairs]))),
-        "success_difference": asdict(
-            bootstrap_mean(np.array([ours.success - theirs.success for ours, theirs in pairs]))
-        ),
-    }
+    score, success = (
+        paired_difference([of(each) for each in cached], [of(each) for each in uncached])
+        for of in (attrgetter("score"), attrgetter("success"))
+    )
+    return {**scores(uncached), "score_difference": asdict(score), "success_difference": asdict(success)}
 
 
 def _describe(schedule: CacheSchedule) -> dict[str, Any]:

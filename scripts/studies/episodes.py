@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bac.statistics import bootstrap_mean, wilson
+from bac.statistics import mean_estimate, wilson
 from configs.schema import TaskConfig
 from configs.tasks import environment
 from envs.rollout import rollout
@@ -59,7 +59,7 @@ def scores(episodes: Sequence[Episode]) -> dict[str, Any]:
     """Return JSON values: mean score and success rate with 95 % intervals, and the score of every episode."""
     each = np.array([episode.score for episode in episodes])
     return {
-        "score": asdict(bootstrap_mean(each)),
+        "score": asdict(mean_estimate(each)),
         "success": asdict(wilson(sum(episode.success for episode in episodes), len(episodes))),
         "scores": each.round(6).tolist(),
     }

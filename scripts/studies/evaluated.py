@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from bac.acceleration import select_for
@@ -18,7 +17,7 @@ from bac.files import write_whole
 from bac.results import run_provenance, write_results
 from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule
-from bac.statistics import Estimate, bootstrap_mean
+from bac.statistics import Estimate, paired_difference
 from bac.timing import Latency
 from configs.methods import default_method
 from configs.studies import BenchConfig
@@ -113,7 +112,7 @@ def _row(
         "run": name,
         "gflops": run["gflops"]["cached"],
         "score": run["score"],
-        "score_difference": asdict(bootstrap_mean(np.subtract(run["scores"], reference["scores"]))),
+        "score_difference": asdict(paired_difference(run["scores"], reference["scores"])),
         "success": run["success"],
         "latency_ms": {executor: each.to_json() for executor, each in taken.items()},
         "auto": chosen,

@@ -27,7 +27,7 @@ from bac.plan import schedule_cost
 from bac.profiler import record_features
 from bac.results import run_provenance, write_results
 from bac.schedule import CacheSchedule
-from bac.statistics import Estimate, bootstrap_mean
+from bac.statistics import Estimate, mean_estimate, paired_difference
 from bac.trials import Trials
 from configs.methods import default_method
 from configs.studies import BenchConfig
@@ -233,7 +233,7 @@ def _evaluated(paths: list[str], seeds: range) -> dict[str, dict[str, Any]]:
         played = run["scores"][: len(seeds)]
         if run["seed"] == seeds[0] and len(played) == len(seeds):
             digest = run["schedule"]["digest"]
-            found[digest] = {"score": asdict(bootstrap_mean(np.array(played))), "scores": played, "evaluated": path}
+            found[digest] = {"score": asdict(mean_estimate(played)), "scores": played, "evaluated": path}
     return found
 
 
@@ -254,8 +254,7 @@ def _against(played: dict[str, Any] | None, uncached: dict[str, Any] | None) -> 
     """Return the scores of a row with the paired difference from the uncached ones, or nothing."""
     if played is None or uncached is None:
         return {}
-    differences = np.array(played["scores"]) - np.array(uncached["scores"])
-    return {**played, "score_difference": asdict(bootstrap_mean(differences))}
+    return {**played, "score_difference": asdict(paired_difference(played["scores"], uncached["scores"]))}
 
 
 def cells(row: Mapping[str, Any]) -> tuple[str, ...]:

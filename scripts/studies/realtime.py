@@ -23,7 +23,7 @@ from bac.files import write_whole
 from bac.methods import NoCache
 from bac.pictures import save_figure
 from bac.results import run_provenance, write_results
-from bac.statistics import bootstrap_mean
+from bac.statistics import paired_difference
 from configs.controls import hold_of
 from configs.methods import default_method
 from configs.studies import BenchConfig
@@ -135,8 +135,7 @@ def _against_no_latency(points: list[dict[str, Any]]) -> None:
     """Add to every point its paired difference to the same row and seam without latency."""
     still = {(each["row"], each["seam"]): each["scores"] for each in points if each["latency"] == 0.0}
     for each in points:
-        difference = np.subtract(each["scores"], still[each["row"], each["seam"]])
-        each["score_difference"] = asdict(bootstrap_mean(difference))
+        each["score_difference"] = asdict(paired_difference(each["scores"], still[each["row"], each["seam"]]))
 
 
 def _p99(trace: list[float]) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bac.errors import InvalidInput
-from bac.statistics import Estimate, bootstrap_mean, wilson
+from bac.statistics import Estimate, bootstrap_mean, mean_estimate, newcombe, paired_difference, wilson
 
 
 def test_bootstrap_is_deterministic() -> None:
@@ -52,6 +52,59 @@ def test_wilson_refuses(successes: int, trials: int) -> None:
         InvalidInput, match=f"success rate: expected 0 to N successes of N, got {successes} of {trials}"
     ):
         wilson(successes, trials)
+
+
+# As printed by Fagerland, Lydersen and Laake for Newcombe's interval: airway responsiveness before and after a
+# transplantation (Bentur et al. 2009; Statistics in Medicine 33, 2014, 2850), response before and after a therapy (Cavo
+# et al. 2012; Statistical Analysis of Contingency Tables, 2017, chapter 8).
+@pytest.mark.parametrize(
+    ("table", "mean", "low", "high", "rounding"),
+    [((1, 1, 7, 12), -0.286, -0.507, -0.026, 5e-4), ((59, 6, 16, 80), -0.0621, -0.1186, -0.0046, 5e-5)],
+)
+def test_newcombe_is_the_published_one(
+    table: tuple[int, int, int, int], mean: float, low: float, high: float, rounding: float
+) -> None:
+    both, first, second, neither = table
+    estimate = newcombe(both=both, first=first, second=second, neither=neither)
+    assert (estimate.mean, estimate.low, estimate.high) == pytest.approx((mean, low, high), abs=rounding)
+    mirrored = newcombe(both=both, first=second, second=first, neither=neither)
+    assert (mirrored.mean, mirrored.low, mirrored.high) == pytest.approx((-mean, -high, -low), abs=rounding)
+
+
+def test_outcomes_that_are_all_alike_leave_a_doubt() -> None:
+    ones, zeros = np.ones(100), np.zeros(100)
+    assert mean_estimate(ones) == wilson(100, 100)
+    alike = paired_difference(ones, np.ones(100))
+    assert alike.mean == 0
+    # Of rates of 1 and 1 the Wilson interval begins at 0.963.
+    assert (alike.low, alike.high) == pytest.approx((-0.037, 0.037), abs=5e-4)
+    apart = paired_difference(ones, zeros)
+    assert (apart.mean, apart.high) == (1, 1)
+    assert 0.9 < apart.low < 1
+    assert paired_difference(ones, ones) == Estimate(0, 0, 0)
+
+
+def test_outcomes_are_paired_by_episode() -> None:
+    ours, theirs = np.array([1, 1, 1, 0, 0, 0, 0.0]), np.array([1, 0, 0, 1, 0, 0, 0.0])
+    assert paired_difference(ours, theirs) == newcombe(both=1, first=2, second=1, neither=3)
+    assert paired_difference(list(ours), list(theirs)) == paired_difference(ours, theirs)
+
+
+def test_scores_between_0_and_1_are_bootstrapped() -> None:
+    ours, theirs = np.random.default_rng(2).random((2, 30))
+    assert mean_estimate(ours) == bootstrap_mean(ours)
+    assert paired_difference(ours, theirs) == bootstrap_mean(ours - theirs)
+    assert paired_difference(np.ones(30), theirs) == bootstrap_mean(1 - theirs)
+
+
+def test_what_cannot_be_paired_refuses() -> None:
+    with pytest.raises(InvalidInput, match="paired values: expected as many as of the reference, 2, got 3; play"):
+        paired_difference([0.0, 1.0, 1.0], [0.0, 1.0])
+    with pytest.raises(InvalidInput, match="values of a mean: expected at least one"):
+        mean_estimate([])
+    for counts in ((0, 0, 0, 0), (3, -1, 0, 0)):
+        with pytest.raises(InvalidInput, match="paired success rates: expected counts of at least one trial, got"):
+            newcombe(both=counts[0], first=counts[1], second=counts[2], neither=counts[3])
 
 
 def test_prints_with_its_interval() -> None:

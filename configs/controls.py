@@ -95,7 +95,7 @@ def hold_of(task: TaskConfig) -> Callable[[np.ndarray], np.ndarray]:
 
     Absolute targets are repeated; of deltas, only the gripper's channel is.
     """
-    if task.name not in TASKS or is_absolute(task.name, task.action_dim):
+    if task.world not in TASKS or is_absolute(task.world, task.action_dim):
         return repeat
     gripper = np.arange(task.action_dim) % 7 == 6
     return lambda action: np.where(gripper, action, 0).astype(action.dtype)

@@ -54,6 +54,11 @@ class TaskConfig:
     crop: list[int] | None = None
 
     @property
+    def world(self) -> str:
+        """Name of the world the task is played in: a low-dim task and its image variant share it."""
+        return self.name.removesuffix("_image")
+
+    @property
     def vision(self) -> VisionConfig | None:
         """Cameras and crop; None for a low-dim task."""
         if not self.images and self.crop is None:

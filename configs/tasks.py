@@ -123,11 +123,6 @@ def demonstrations(task: TaskConfig, path: str | None = None) -> TaskDemonstrati
     return replace(read, observations={key: read.observations[key] for key in task.observation})
 
 
-def world(task: TaskConfig) -> str:
-    """Return the name of the world a task is played in: a low-dim task and its image variant share it."""
-    return task.name.removesuffix("_image")
-
-
 def require_task(task: TaskConfig, policy: PolicySpec) -> None:
     """Refuse a policy that cannot play the task.
 
@@ -169,7 +164,7 @@ def _push_t_demonstrations(task: TaskConfig, source: Path) -> TaskDemonstrations
 def _robomimic(task: TaskConfig) -> Env:
     from envs.robomimic import RobomimicEnv
 
-    name = world(task)
+    name = task.world
     return RobomimicEnv(
         name,
         absolute=is_absolute(name, task.action_dim),
@@ -192,7 +187,7 @@ def _square_size(task: TaskConfig) -> int | None:
 def _robomimic_demonstrations(task: TaskConfig, source: Path) -> TaskDemonstrations:
     from envs.demos.robomimic_store import read_store
 
-    name = world(task)
+    name = task.world
     absolute = is_absolute(name, task.action_dim)
     read: LowDimDemonstrations | RobomimicDemonstrations
     if task.images or source.suffix == ".hdf5":
@@ -208,7 +203,7 @@ def _committed(task: TaskConfig) -> Path:
     """Return the store that comes with this package; none has images."""
     from envs.demos.robomimic_store import store_of
 
-    store = store_of(world(task))
+    store = store_of(task.world)
     if task.images or not store.exists():
         raise InvalidInput(
             sentence(
@@ -226,7 +221,7 @@ _DEMONSTRATIONS = {"push_t": _push_t_demonstrations, **dict.fromkeys(TASKS, _rob
 
 
 def _known(task: TaskConfig, table: Mapping[str, _Entry]) -> _Entry:
-    name = world(task)
+    name = task.world
     if name not in table:
         raise InvalidInput(
             sentence("task.name", expected=f"one of {sorted(table)}", got=task.name, mend="choose one of these")

@@ -8,7 +8,6 @@ from tqdm import tqdm
 
 from configs.entry import script
 from configs.schema import MakeDemosConfig
-from configs.tasks import world
 
 
 def main(config: MakeDemosConfig, folder: Path) -> None:
@@ -29,7 +28,7 @@ def main(config: MakeDemosConfig, folder: Path) -> None:
             bar.set_postfix(seed=seed, failed=failed)
 
         attempts = make_demonstrations(
-            Recorder(world(config.task), config.noise_m, config.disturbed, images, config.task.max_steps),
+            Recorder(config.task.world, config.noise_m, config.disturbed, images, config.task.max_steps),
             path,
             episodes=config.episodes,
             first_seed=config.seed,

@@ -51,5 +51,8 @@ def test_absolute_targets_are_repeated_and_deltas_end_but_for_the_gripper() -> N
     assert hold_of(config("task=can").task)(action[:10]).tolist() == list(range(1, 11))
     held = hold_of(config("task=can", "task.action_dim=7").task)(action[:7])
     assert (held.tolist(), held.dtype) == ([0, 0, 0, 0, 0, 0, 7], np.float32)
+    held = hold_of(config("task=can_image", "task.action_dim=7").task)(action[:7])
+    assert held.tolist() == [0, 0, 0, 0, 0, 0, 7]
+    assert hold_of(config("task=can_image").task)(action[:10]).tolist() == list(range(1, 11))
     two_arms = hold_of(config("task=transport", "task.action_dim=14").task)(action)
     assert np.flatnonzero(two_arms).tolist() == [6, 13]

@@ -218,6 +218,6 @@ def _result(future: Future[_Value]) -> _Value:
         return future.result()
     except BrokenProcessPool as error:
         raise EnvError(
-            "rollout: expected its environment processes to live, got one that ended ({error}); "
+            f"rollout: expected its environment processes to live, got one that ended ({error}); "
             "play with processes=1 to see why."
         ) from error

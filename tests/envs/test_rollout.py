@@ -189,7 +189,8 @@ class Deadly(Counter):
 
 
 def test_a_process_that_ends_refuses() -> None:
-    with pytest.raises(EnvError, match=r"^rollout: expected its environment processes to live, got one that ended"):
+    told = r"^rollout: expected its environment processes to live, got one that ended \([^{}]+\); play with processes=1"
+    with pytest.raises(EnvError, match=told):
         rollout(Deadly, Scripted(), [4, 5], processes=2)
 
 

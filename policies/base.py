@@ -177,7 +177,9 @@ class PolicySpec:
                     mend="stack the last observation steps, oldest first, of the size that the policy was trained on",
                 )
             )
-        return values.reshape(-1, *tail) if is_bytes else values.reshape(-1, *tail).astype(np.float32)
+        values = values.reshape(-1, *tail)
+        # A mirrored image has negative strides, which torch does not take.
+        return np.ascontiguousarray(values) if is_bytes else values.astype(np.float32)
 
 
 def _in_range(values: np.ndarray) -> bool:

@@ -47,6 +47,18 @@ def test_low_dim_part_is_normalised_and_the_image_encoded(policy: DiffusionPolic
     assert torch.equal(policy.observe(floats), token)
 
 
+def test_a_view_of_an_image_is_what_its_copy_is(policy: DiffusionPolicy) -> None:
+    seen = image_observation(2)
+    for mirrored in (
+        seen["camera"][..., ::-1],
+        seen["camera"][:, :, ::-1],
+        seen["camera"].swapaxes(2, 3).copy().swapaxes(2, 3),
+    ):
+        assert torch.equal(
+            policy.observe(seen | {"camera": mirrored}), policy.observe(seen | {"camera": mirrored.copy()})
+        )
+
+
 def test_observation_without_batch_gives_a_chunk_without_batch(policy: DiffusionPolicy) -> None:
     batched = image_observation(1)
     # The image first: which key comes first must not matter.

@@ -96,14 +96,15 @@ def read_robomimic(
         filter_key: the mask of demonstrations to read (``train``, ``valid``, ...); null for all.
 
     Raises:
-        DemonstrationError: the file is missing, damaged, of another task or robosuite, or lacks what is asked for.
+        DemonstrationError: the file is missing, damaged, of another task or robosuite, or lacks what is asked for, or
+            its states are to be simulated and it does not say by which robosuite.
         EnvError: no such task.
     """
     path, known = Path(path), robomimic_task(task)
     keys = tuple(known.low_dim if keys is None else keys)
     observed = [f"obs/{key}" for key in keys]
     with _whole(path), h5py.File(path) as file:
-        _require_task(file, path, known)
+        version = _require_task(file, path, known)
         _require_episodes(file, path, known, [*observed, "actions", "states"], filter_key)
     with _whole(path):
         # robomimic itself filters and sorts the episodes; read one by one, as its cache would keep every window.
@@ -118,7 +119,7 @@ def read_robomimic(
         data.close_and_delete_hdf5_handle()
     arrays = {key: np.concatenate([episode[key] for episode in episodes]) for key in names}
     ends = np.cumsum([len(episode["states"]) for episode in episodes]).astype(np.int64)
-    arrays["wanted"] = _absolute(arrays, ends, known) if absolute else _deltas(arrays, path)
+    arrays["wanted"] = _absolute(arrays, ends, known, path, version) if absolute else _deltas(arrays, path)
     # Built for its checks: episodes of at least one frame, arrays of one length.
     read = Demonstrations(MappingProxyType(arrays), ends, MappingProxyType({})).arrays
     observations = {key: _as_given(read[f"obs/{key}"]) for key in keys}
@@ -175,7 +176,8 @@ def _whole(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _require_task(file: h5py.File, path: Path, task: RobomimicTask) -> None:
+def _require_task(file: h5py.File, path: Path, task: RobomimicTask) -> str | None:
+    """Return the version of robosuite that the file names, which older ones do not."""
     stored = file["data"].attrs.get("env_args") if "data" in file else None
     if stored is None:
         raise DemonstrationError(
@@ -188,11 +190,17 @@ def _require_task(file: h5py.File, path: Path, task: RobomimicTask) -> None:
             f"demonstrations {path}: expected {task.simulation} for task {task.name}, got {env_args['env_name']}; "
             "give the data set of this task."
         )
-    version = env_args.get("env_version")
+    version: str | None = env_args.get("env_version")
+    if version is not None:
+        _require_installed(version, path)
+    return version
+
+
+def _require_installed(version: str | None, path: Path) -> None:
     if version != ROBOSUITE_VERSION:
         raise DemonstrationError(
-            f"demonstrations {path}: expected data of the installed robosuite {ROBOSUITE_VERSION}, got of {version}; "
-            "take the data set's file for that version, for the simulations differ."
+            f"demonstrations {path}: expected data of the installed robosuite {ROBOSUITE_VERSION}, got of "
+            f"{version or 'an unnamed one'}; take the data set's file for that version, for the simulations differ."
         )
 
 
@@ -225,12 +233,15 @@ def _require_episodes(
             )
 
 
-def _absolute(arrays: Mapping[str, np.ndarray], ends: np.ndarray, task: RobomimicTask) -> np.ndarray:
+def _absolute(
+    arrays: Mapping[str, np.ndarray], ends: np.ndarray, task: RobomimicTask, path: Path, version: str | None
+) -> np.ndarray:
     """Return float64[N, arms * 10]."""
     if "actions_abs" in arrays:
         return policy_from_controller(arrays["actions_abs"])
     if _are_poses(arrays["actions"]):
         return policy_from_controller(arrays["actions"])
+    _require_installed(version, path)
     with closing(RobomimicEnv(task.name)) as env:
         positions, rotations = env.hand_poses(arrays["states"])
     episodes = (np.split(each, ends[:-1]) for each in (arrays["actions"], positions, rotations))

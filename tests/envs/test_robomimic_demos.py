@@ -222,6 +222,23 @@ def other_version(file: h5py.File) -> None:
     file["data"].attrs["env_args"] = json.dumps(args | {"env_version": "1.2.0"})
 
 
+def no_version(file: h5py.File) -> None:
+    args = json.loads(file["data"].attrs["env_args"])
+    del args["env_version"]
+    file["data"].attrs["env_args"] = json.dumps(args)
+
+
+def test_a_file_that_names_no_version_is_read_where_nothing_is_simulated(recorded: Path, tmp_path: Path) -> None:
+    unnamed = edited(recorded, tmp_path / "low_dim_abs.hdf5", no_version)
+    for absolute in (True, False):
+        read, named = (read_robomimic(path, "lift", absolute=absolute) for path in (unnamed, recorded))
+        np.testing.assert_array_equal(read.actions, named.actions)
+    edited(unnamed, tmp_path / "low_dim.hdf5", each_episode(lambda episode: episode.pop("actions_abs")))
+    with pytest.raises(DemonstrationError, match=r"installed robosuite 1\.4\.1, got of an unnamed one; take"):
+        read_robomimic(tmp_path / "low_dim.hdf5", "lift", absolute=True)
+    assert read_robomimic(tmp_path / "low_dim.hdf5", "lift", absolute=False).actions.shape[1] == 7
+
+
 def without(name: str) -> Callable[[h5py.File], object]:
     def edit(file: h5py.File) -> None:
         del file[name]

@@ -39,6 +39,7 @@ from policies.loading import load_policy, locate_checkpoint, make_schedule
 
 def main(config: EvalConfig, folder: Path) -> None:
     """Evaluate; print a table, write results, pictures and videos into ``folder``."""
+    _require_counts(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.compare not in {None, "none"}:
@@ -57,6 +58,7 @@ def main(config: EvalConfig, folder: Path) -> None:
     cached = bac.accelerate(policy, schedule, executor)
     uncached = bac.accelerate(policy, make_schedule(NoCache(), policy), replace(executor, weights=WeightType.FP32))
 
+    spread = demos.spread_observations(config.error_observations, cached.observation_steps, HELD_OUT_SEED)
     first = config.task.seed if config.seed is None else config.seed
     seeds = range(first, first + config.episodes)
     playing = partial(_play, config, seeds)
@@ -68,7 +70,6 @@ def main(config: EvalConfig, folder: Path) -> None:
         told |= of_reference
     if told:
         results["control"] = told
-    spread = demos.spread_observations(config.error_observations, cached.observation_steps, HELD_OUT_SEED)
     # A schedule that recalls the chunk before is judged where it does, on the second chunk of two.
     before = demos.spread_observations(
         config.error_observations, cached.observation_steps, HELD_OUT_SEED, earlier=cached.action_steps
@@ -82,12 +83,23 @@ def main(config: EvalConfig, folder: Path) -> None:
     results["executor"] = executor.to_json()
     results["provenance"] = run_provenance(torch.device(config.device), asdict(config))
 
+    # First of all: what is drawn and filmed can be had again from the schedule and the seeds.
+    write_results(folder / "results.json", results)
     (folder / "schedule.txt").write_text(schedule.grid() + "\n")
     save_figure(schedule_grid(schedule), folder / "schedule.png")
     for episode in episodes[: config.video]:
         _write_video(episode, folder / f"episode_{episode.seed}.mp4", config.task.rate_hz)
-    write_results(folder / "results.json", results)
     _print(results, folder)
+
+
+def _require_counts(config: EvalConfig) -> None:
+    """Refuse numbers that would otherwise be missed only after the episodes."""
+    fewest = {"episodes": 1, "video": 0, "parallel": 1, "processes": 1, "threads": 1}
+    fewest |= {"latency_calls": 1, "error_observations": 1}
+    for name, least in fewest.items():
+        given = getattr(config, name)
+        if given is not None and given < least:
+            raise InvalidInput(sentence(name, expected=f"at least {least}", got=given, mend="correct the override"))
 
 
 def _play(

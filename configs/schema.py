@@ -201,7 +201,8 @@ class EvalConfig:
         video: number of episodes recorded.
         parallel: episodes in one policy call.
         processes: that the environments run in; null for one per core, at most 8.
-        latency_calls: timed batch-1 calls of each, cached and uncached in turn.
+        latency_calls: timed batch-1 calls of each, cached and uncached in turn; fewer than 100 have no 99th percentile
+            but nearly their slowest.
         error_observations: observations of the action error.
         device: ``cpu`` or ``cuda``.
         threads: CPU threads; null leaves torch's choice.

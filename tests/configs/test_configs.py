@@ -1,5 +1,7 @@
 """Every YAML composes into its typed object, and a wrong override is refused with the full key."""
 
+import re
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -55,6 +57,27 @@ def test_every_script_yaml_is_known_here() -> None:
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "train"])
 def test_script_yaml_composes(name: str) -> None:
     assert isinstance(_compose(name), SCRIPTS[name][0])
+
+
+def test_runs_of_one_second_have_folders_of_their_own() -> None:
+    register()
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        hydra = compose("eval", return_hydra_config=True).hydra
+        # Microseconds.
+        assert all(re.search(r"_\d\d-\d\d-\d\d-\d{6}$", folder) for folder in (hydra.run.dir, hydra.sweep.dir))
+
+
+def test_the_command_in_the_file_gives_a_name_with_an_equals_sign() -> None:
+    line = (FOLDER / "import_checkpoint.yaml").read_text().splitlines()[0].removeprefix("# ").split("  ")[0]
+    script, *overrides = shlex.split(line)[1:]
+    assert script == "scripts/import_checkpoint.py"
+    assert _compose("import_checkpoint", *overrides).source == "epoch=4850.ckpt"
+    readme = shlex.split(re.search(r"`('checkpoint=.*?')`", (FOLDER.parent / "README.md").read_text())[1])
+    assert _compose("eval", *readme).checkpoint == "epoch=4850.ckpt"
+
+
+def test_enough_calls_for_a_99th_percentile() -> None:
+    assert _compose("eval").latency_calls >= 100
 
 
 @pytest.mark.parametrize("cache", GROUPS["cache"])

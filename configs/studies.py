@@ -140,6 +140,8 @@ class BenchConfig:
             all methods; ``peers``, the caches of other packages; ``realtime``, score against latency; ``wallclock``,
             the control loop in real time; ``evaluated``, schedules that ``scripts/eval.py`` played.
         checkpoint: path of a checkpoint; null takes the task's shipped policy.
+        demonstrations: a zarr store or robomimic file that errors are judged on; null takes the committed one. What is
+            only timed needs none.
         networks: ``checkpoint``, ``kitchen`` (the original Kitchen sizes with random weights), or both.
         batches: batch sizes, one table each.
         reference_ddim: DDIM step counts of the reference.
@@ -169,6 +171,7 @@ class BenchConfig:
     sampler: Any
     study: str
     checkpoint: str | None
+    demonstrations: str | None
     networks: list[str]
     batches: list[int]
     reference_ddim: list[int]

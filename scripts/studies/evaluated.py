@@ -21,12 +21,11 @@ from bac.statistics import Estimate, paired_difference
 from bac.timing import Latency
 from configs.methods import default_method
 from configs.studies import BenchConfig
-from configs.tasks import HELD_OUT_SEED, demonstrations
 from policies.benchmark import Row, sampled_rows
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import load_policy, make_schedule
 from policies.samplers import sampler_named
-from studies.evaluations import read_evaluation, require_same_episodes, schedule_name
+from studies.evaluations import read_evaluation, require_same_episodes, run_name, schedule_name
 from studies.latency import reference_loop
 from studies.rows import REFERENCE, markdown_table, require_package, started, timed
 
@@ -47,8 +46,7 @@ def run(config: BenchConfig, folder: Path) -> None:
     policy = load_policy(config.checkpoint or config.task.name, device=config.device)
     named = {schedule_name(each["schedule"]): _schedule(policy, each["schedule"]) for each in evaluations}
     built, missing = started(_rows(config, policy, named), policy)
-    spread = demonstrations(config.task).spread_observations(1, policy.observation_steps, HELD_OUT_SEED)
-    latency = timed(config, policy, built, policy.observe(spread), config.task.name)
+    latency = timed(config, policy, built, policy.observe(policy.spec.blank_observation()), config.task.name)
     rows = [_row(policy, each, evaluations[0], latency, named) for each in evaluations]
     results = {
         "task": config.task.name,
@@ -109,7 +107,7 @@ def _row(
     taken = {row.removesuffix(f", {name}"): each for row, each in latency.items() if row.endswith(f", {name}")}
     auto = taken.get(chosen)
     return {
-        "run": name,
+        "run": run_name(run),
         "gflops": run["gflops"]["cached"],
         "score": run["score"],
         "score_difference": asdict(paired_difference(run["scores"], reference["scores"])),

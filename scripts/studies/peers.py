@@ -106,7 +106,7 @@ def run(config: BenchConfig, folder: Path) -> None:
     require_package(REFERENCE, "diffusers", "diffusers")
     torch.set_num_threads(config.threads)
     policy = load_policy(config.checkpoint or config.task.name, device=config.device)
-    spread = demonstrations(config.task).spread_observations
+    spread = demonstrations(config.task, config.demonstrations).spread_observations
     observed = policy.observe(spread(config.error_observations, policy.observation_steps, HELD_OUT_SEED))
     calibration = policy.observe(
         spread(config.peers.calibration_observations, policy.observation_steps, _CALIBRATION_SEED)

@@ -23,6 +23,7 @@ from bac.files import write_whole
 from bac.methods import NoCache
 from bac.pictures import save_figure
 from bac.results import run_provenance, write_results
+from bac.schedule import CacheSchedule
 from bac.statistics import paired_difference
 from configs.controls import hold_of
 from configs.methods import default_method
@@ -67,9 +68,11 @@ def run(config: BenchConfig, folder: Path) -> None:
             )
         )
     kept = _Kept(Path(study.kept))
-    policies = {name: _policy(config, name) for name in study.rows}
+    rows = {name: _row(config, name) for name in study.rows}
+    policies = {name: policy for name, (policy, _) in rows.items()}
+    digests = {name: schedule.digest for name, (_, schedule) in rows.items()}
     traces = {
-        name: kept.get(_key(policy, name, "trace"), lambda each=policy: measured_ms(config.task, each, study.calls))
+        name: kept.get(trace_key(config, digests[name]), lambda each=policy: measured_ms(each, study.calls))
         for name, policy in tqdm(policies.items(), desc="time", unit="row")
     }
     points = []
@@ -77,7 +80,7 @@ def run(config: BenchConfig, folder: Path) -> None:
     for name, seam, latency in tqdm(grid, desc="play", unit="point"):
         # Without latency nothing is committed while a chunk is denoised, and inpainting is replacing.
         played_as = Seam.REPLACE if (seam, latency) == (Seam.INPAINT, 0.0) else seam
-        key = _key(policies[name], name, played_as, latency, study.episodes, config.task.max_steps)
+        key = point_key(config, digests[name], played_as, latency)
         trace = traces[name] if latency == MEASURED else [float(latency)]
         told = kept.get(key, lambda n=name, s=played_as, t=trace: _played(config, policies[n], s, t))
         points.append({"row": name, "seam": str(seam), "latency": latency, "p99_ms": _p99(trace), **told})
@@ -94,8 +97,8 @@ def run(config: BenchConfig, folder: Path) -> None:
     print(f"{text}\nresults in {folder}")
 
 
-def _policy(config: BenchConfig, name: str) -> DiffusionPolicy:
-    """Return a row's policy: ``none``, ``none ddim-10``, ``bac 10`` (a name of ``cache=`` and its updates)."""
+def _row(config: BenchConfig, name: str) -> tuple[DiffusionPolicy, CacheSchedule]:
+    """Return what a row plays: ``none``, ``none ddim-10``, ``bac 10`` (a name of ``cache=`` and its updates)."""
     method, _, rest = name.partition(" ")
     short = rest.removeprefix("ddim-") if rest.startswith("ddim-") else ""
     if (rest and not short and not rest.isdigit()) or (short and not short.isdigit()):
@@ -107,12 +110,21 @@ def _policy(config: BenchConfig, name: str) -> DiffusionPolicy:
         policy = DiffusionPolicy(policy.checkpoint, ddim(policy.spec.process, int(short)), artefacts=policy.artefacts)
     chosen = default_method(method)
     chosen = chosen.with_budget(int(rest)) if rest.isdigit() and not isinstance(chosen, NoCache) else chosen
-    return bac.accelerate(policy, make_schedule(chosen, policy), ExecutorKind.AUTO)
+    schedule = make_schedule(chosen, policy)
+    return bac.accelerate(policy, schedule, ExecutorKind.AUTO), schedule
 
 
-def _key(policy: DiffusionPolicy, *parts: object) -> str:
-    """Return a name for what is kept, which a result of another checkpoint does not have."""
-    return "|".join(map(str, (policy.checkpoint.digest[:12], *parts)))
+def trace_key(config: BenchConfig, digest: str) -> str:
+    """Return the name under which latencies are kept: schedule (and with it checkpoint and sampler), how measured."""
+    how = f"{config.realtime.calls} calls on {config.device}, {config.threads} thread(s)"
+    return f"{digest}|{MEASURED}|{how}"
+
+
+def point_key(config: BenchConfig, digest: str, seam: Seam, latency: float | str) -> str:
+    """Return the name under which a point is kept: schedule, latency, seam and episodes."""
+    taken = trace_key(config, digest) if latency == MEASURED else f"{digest}|{latency}"
+    task, episodes = config.task, config.realtime.episodes
+    return f"{taken}|{seam}|{episodes} episodes from {task.seed}, at most {task.max_steps} steps"
 
 
 def _played(config: BenchConfig, policy: DiffusionPolicy, seam: Seam, trace: list[float]) -> dict[str, Any]:

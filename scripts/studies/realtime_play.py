@@ -16,8 +16,8 @@ from bac.control import LatencyBudget, LoopCounters
 from bac.errors import InvalidInput, sentence
 from bac.timing import device_synchroniser
 from configs.controls import ControlMode, hold_of, loop_rate
-from configs.schema import EvalConfig, TaskConfig
-from configs.tasks import HELD_OUT_SEED, demonstrations, environment
+from configs.schema import EvalConfig
+from configs.tasks import environment
 from envs.stage import Episode
 from policies.diffusion_policy import DiffusionPolicy
 from policies.realtime import ChunkSource
@@ -77,7 +77,7 @@ def play_controlled(
     """
     mode = choice("control", config.control.mode, ControlMode)
     source = ChunkSource([policy])
-    trace = latency_trace(config.latency, side, config.task, policy, config.latency_calls)
+    trace = latency_trace(config.latency, side, policy, config.latency_calls)
     p99_ms = float(np.percentile(trace, 99))
     rate_hz = loop_rate(config.task, config.rate_hz)
     settings = config.control.settings(rate_hz, policy.action_steps, p99_ms)
@@ -96,7 +96,7 @@ def play_controlled(
     return [each.episode for each in played], {**told, "trace_ms": trace, **summary(played)}
 
 
-def latency_trace(latency: object, side: str, task: TaskConfig, policy: DiffusionPolicy, calls: int) -> list[float]:
+def latency_trace(latency: object, side: str, policy: DiffusionPolicy, calls: int) -> list[float]:
     """Return latencies, ms: a constant, those measured now, or those that an earlier result holds.
 
     Raises:
@@ -105,7 +105,7 @@ def latency_trace(latency: object, side: str, task: TaskConfig, policy: Diffusio
     if isinstance(latency, int | float) and 0 <= latency < float("inf"):
         return [float(latency)]
     if latency == "measured":
-        return measured_ms(task, policy, max(calls, _FEWEST_CALLS))
+        return measured_ms(policy, max(calls, _FEWEST_CALLS))
     path = Path(str(latency))
     if path.is_file():
         kept = json.loads(path.read_text()).get("control", {}).get(side, {}).get("trace_ms")
@@ -121,13 +121,13 @@ def latency_trace(latency: object, side: str, task: TaskConfig, policy: Diffusio
     )
 
 
-def measured_ms(task: TaskConfig, policy: DiffusionPolicy, calls: int) -> list[float]:
-    """Time chunks of one observation, ms each, rounded to microseconds."""
-    spread = demonstrations(task).spread_observations(1, policy.observation_steps, HELD_OUT_SEED)
+def measured_ms(policy: DiffusionPolicy, calls: int) -> list[float]:
+    """Time chunks of one observation, whose values do not matter, ms each, rounded to microseconds."""
+    blank = {key: values[None] for key, values in policy.spec.blank_observation().items()}
     source, synchronise = ChunkSource([policy]), device_synchroniser(policy.trunk.device)
 
     def chunk() -> None:
-        source.chunks(spread, [(0, 0)], [None])
+        source.chunks(blank, [(0, 0)], [None])
         synchronise()
 
     return [round(each, 3) for each in LatencyBudget(1e9).measure(chunk, calls=calls).taken_ms]

@@ -23,7 +23,6 @@ from bac.results import run_provenance, write_results
 from bac.schedule import CacheSchedule
 from bac.trunk import Block, BlockKind
 from configs.studies import BenchConfig
-from configs.tasks import HELD_OUT_SEED, demonstrations
 from policies.benchmark import Denoise, Row, executor_rows, schedules
 from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_transformer import DiffusionTransformer
@@ -40,10 +39,9 @@ def run(config: BenchConfig, folder: Path) -> None:
     torch.set_num_threads(config.threads)
     policy = load_policy(config.checkpoint or config.task.name, device=config.device)
     profile = FeatureProfile.load(profile_path(policy))
-    spread = demonstrations(config.task).spread_observations(1, policy.observation_steps, HELD_OUT_SEED)
     rows = _rows(policy, schedules(policy, profile, config.updates))
     built, missing = started((row for row in rows if wanted(config, row)), policy)
-    latency = timed(config, policy, built, policy.observe(spread), "tried")
+    latency = timed(config, policy, built, policy.observe(policy.spec.blank_observation()), "tried")
     results = [
         {
             "row": each.row.name,

@@ -55,7 +55,7 @@ def run(config: BenchConfig, folder: Path) -> None:
     torch.set_num_threads(config.threads)
     policy = load_policy(locate_checkpoint(config.checkpoint or config.task.name), device=config.device)
     fast = bac.accelerate(policy, study.schedule, ExecutorKind.AUTO)
-    trace = measured_ms(config.task, fast, study.calls)
+    trace = measured_ms(fast, study.calls)
     p99_ms = float(np.percentile(trace, 99))
     rate_hz = config.task.rate_hz
     settings = LoopSettings(rate_hz, fast.action_steps, ticks_for(p99_ms, rate_hz))

@@ -2,26 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from studies.realtime import MEASURED, point_key, trace_key
 from studies.realtime_episodes import RealtimeEpisode, World, play_virtual, play_wallclock
-from studies.realtime_play import drawn_from, latency_trace, summary
+from studies.realtime_play import drawn_from, latency_trace, measured_ms, summary
 
 import bac
 from bac.control import LoopSettings, Seam, repeat
 from bac.errors import InvalidInput
 from bac.schedule import CacheSchedule
+from configs import schema
+from configs.store import register
+from configs.studies import BenchConfig
 from envs.push_t import PushTEnv
 from envs.rollout import rollout
 from policies.diffusion_policy import DiffusionPolicy
 from policies.normalizer import LimitsNormalizer
 from policies.realtime import ChunkSource
-from tests.policies.networks import small_checkpoint
+from tests.policies.networks import small_checkpoint, small_image_checkpoint
 
+FOLDER = Path(schema.__file__).parent
 SEEDS = [100000, 100001, 100002, 100003]
+
+
+def study(*overrides: str) -> BenchConfig:
+    register()
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        return OmegaConf.to_object(compose("bench", list(overrides)))
+
+
+@pytest.mark.parametrize(
+    ("override", "points", "traces"),
+    [
+        ("task.seed=5", True, False),
+        ("task.max_steps=9", True, False),
+        ("realtime.episodes=3", True, False),
+        ("threads=2", False, True),
+        ("device=cuda", False, True),
+        ("realtime.calls=300", False, True),
+    ],
+)
+def test_what_is_kept_answers_no_other_question(override: str, points: bool, traces: bool) -> None:
+    usual, other = study(), study(override)
+
+    def differs(name: Callable[[BenchConfig], str]) -> bool:
+        return name(usual) != name(other)
+
+    assert differs(lambda config: point_key(config, "d", Seam.BLEND, 200.0)) is points
+    assert differs(lambda config: trace_key(config, "d")) is traces
+    # A measured point hangs on its latencies as well.
+    assert differs(lambda config: point_key(config, "d", Seam.BLEND, MEASURED))
+
+
+def test_what_is_kept_of_a_schedule_is_of_that_seam_and_latency_alone() -> None:
+    asked = [(digest, seam, at) for digest in ("d", "e") for seam in Seam for at in (0.0, 200.0, MEASURED)]
+    names = {point_key(study(), *each) for each in asked} | {trace_key(study(), digest) for digest in ("d", "e")}
+    assert len(names) == len(asked) + 2
 
 
 class Small(PushTEnv):
@@ -161,4 +205,10 @@ def test_summary_adds_up(policy: DiffusionPolicy) -> None:
 @pytest.mark.parametrize("latency", [-1, float("inf"), "often", None])
 def test_a_latency_that_is_none_refuses(policy: DiffusionPolicy, latency: object) -> None:
     with pytest.raises(InvalidInput, match=r"^latency: expected measured, milliseconds, or the results.json of"):
-        latency_trace(latency, "cached", None, policy, 100)
+        latency_trace(latency, "cached", policy, 100)
+
+
+def test_latencies_of_an_image_policy_are_measured_without_demonstrations() -> None:
+    taken = measured_ms(DiffusionPolicy(small_image_checkpoint()), 100)
+    assert len(taken) == 100
+    assert min(taken) > 0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bac.acceleration import attach, build_executor, select_for
+from bac.errors import Unavailable, sentence
 from bac.executors import ChunkNoise, ExecutorKind, WeightType
 from bac.memory import peak_memory
 from bac.methods import BlockAdaptive, Uniform, full_schedule
@@ -195,6 +196,11 @@ def random_policy(
 
 
 def _planned(policy: DiffusionPolicy, *, schedule: CacheSchedule, kind: ExecutorKind, weights: WeightType) -> Denoise:
+    if weights is not WeightType.FP32 and policy.trunk.device.type != "cpu":
+        # To ``select_for`` it is a wrong setting; to a table of rows, one that is not to be had on this device.
+        raise Unavailable(
+            sentence(f"executor {kind} {weights}", expected="a CPU", got=policy.trunk.device, mend="use fp32 weights")
+        )
     executor = select_for(schedule, policy.trunk, kind, weights)
     return build_executor(schedule, policy.trunk, policy.sampler, policy.provenance, executor, policy.action_steps)
 

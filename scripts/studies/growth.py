@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
+from bac.errors import InvalidInput, sentence
 from bac.executors import WeightType
 from bac.files import write_whole
 from bac.methods import Uniform
@@ -44,7 +45,20 @@ class _Point:
 
 
 def run(config: BenchConfig, folder: Path) -> None:
-    """Time every point; write table, plot and JSON into ``folder``."""
+    """Time every point; write table, plot and JSON into ``folder``.
+
+    Raises:
+        InvalidInput: on another device than a CPU, which the floor is of.
+    """
+    if torch.device(config.device).type != "cpu":
+        raise InvalidInput(
+            sentence(
+                "device of study=growth",
+                expected="cpu, whose floor it measures",
+                got=config.device,
+                mend="time a GPU with study=latency",
+            )
+        )
     torch.set_num_threads(config.threads)
     missing: dict[str, str] = {}
     results = [row for point in _points(config) for row in _measured(config, point, missing)]

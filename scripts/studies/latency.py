@@ -117,7 +117,7 @@ def _network(config: BenchConfig, network: str) -> tuple[PolicySource, Tensor, F
         return source, observed, quick_profile(source(), observed)
     source = partial(load_policy, config.checkpoint or config.task.name, device=config.device)
     policy = source()
-    spread = demonstrations(config.task).spread_observations(
+    spread = demonstrations(config.task, config.demonstrations).spread_observations(
         max(config.error_observations, *config.batches), policy.observation_steps, HELD_OUT_SEED
     )
     return source, policy.observe(spread), FeatureProfile.load(profile_path(policy))
@@ -159,7 +159,8 @@ def user_loop(policy: DiffusionPolicy, network: DiffusionTransformer, *, steps: 
     def denoise(observation: Tensor, noise: ChunkNoise) -> Tensor:
         sample = noise.initial
         for timestep in scheduler.timesteps:
-            sample = scheduler.step(network(sample, timestep, observation), timestep, sample).prev_sample
+            estimate = network(sample, timestep.to(sample.device), observation)
+            sample = scheduler.step(estimate, timestep, sample).prev_sample
         return sample
 
     return denoise

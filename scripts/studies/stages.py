@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 import bac
+from bac.errors import Unavailable
 from bac.executors import ExecutorKind, WeightType
 from bac.methods import full_schedule
 from bac.timing import device_synchroniser, measure_stages
 from configs.studies import BenchConfig
-from configs.tasks import HELD_OUT_SEED, demonstrations
 from policies.benchmark import FULL, PolicySource, Row, executor_rows, start
 from policies.loading import load_policy
 from studies.rows import markdown_table
@@ -32,7 +32,6 @@ def time_stages(config: BenchConfig) -> dict[str, Any]:
     policy = bac.accelerate(
         load_policy(config.checkpoint or config.task.name, device=config.device), config.stages_schedule
     )
-    seen = demonstrations(config.task).spread_observations(1, policy.observation_steps, HELD_OUT_SEED)
     stages: dict[str, Callable[[Any], Any]] = {
         "observation encoding": policy.observe,
         "noise": lambda observed: (observed, policy.draw_noise(len(observed))),
@@ -40,7 +39,10 @@ def time_stages(config: BenchConfig) -> dict[str, Any]:
         "post-processing": policy.executed,
     }
     timed = measure_stages(
-        stages, seen, calls=config.calls, synchronise=device_synchroniser(torch.device(config.device))
+        stages,
+        policy.spec.blank_observation(),
+        calls=config.calls,
+        synchronise=device_synchroniser(torch.device(config.device)),
     )
     return {"schedule": config.stages_schedule, "latency_ms": {name: each.to_json() for name, each in timed.items()}}
 
@@ -52,28 +54,37 @@ def stages_markdown(stages: dict[str, Any]) -> str:
     return f"{title}\n\n{markdown_table(('stage', 'p50 ms', 'p99 ms'), rows)}"
 
 
-def time_starts(config: BenchConfig) -> dict[str, dict[str, float]]:
+def time_starts(config: BenchConfig) -> dict[str, dict[str, Any]]:
     """Return per compiled executor the seconds of its start: with nothing compiled yet, and the median of later ones.
 
-    Each start is in a process of its own.
+    Each start is in a process of its own. Of an executor that this machine does not have, return why not, under
+    ``unavailable``.
     """
     source = partial(load_policy, config.checkpoint or config.task.name, device=config.device)
     policy = source()
     full = {FULL: full_schedule(policy.trunk.blocks, policy.sampler.steps, policy.provenance)}
-    result = {}
+    result: dict[str, dict[str, Any]] = {}
     for weights in WeightType:
         (row,) = executor_rows(policy, full, ExecutorKind.COMPILED, weights)
-        with tempfile.TemporaryDirectory() as cache:
-            first, *later = (_in_new_process(partial(_seconds_to_start, row, source, cache)) for _ in range(1 + _LATER))
+        try:
+            with tempfile.TemporaryDirectory() as cache:
+                start_once = partial(_seconds_to_start, row, source, cache)
+                first, *later = (_in_new_process(start_once) for _ in range(1 + _LATER))
+        except Unavailable as reason:
+            result[f"compiled {weights}"] = {"unavailable": str(reason)}
+            continue
         second = median(later)
         result[f"compiled {weights}"] = {"first_s": first, "second_s": second, "ratio": first / second}
     return result
 
 
-def starts_markdown(starts: dict[str, dict[str, float]]) -> str:
+def starts_markdown(starts: dict[str, dict[str, Any]]) -> str:
     """Return the table of ``time_starts``."""
-    rows = [(name, f"{s['first_s']:.2f}", f"{s['second_s']:.2f}", f"{s['ratio']:.0f}x") for name, s in starts.items()]
-    return f"**Start of a compiled executor**\n\n{markdown_table(('executor', 'first s', 'second s', 'ratio'), rows)}"
+    here = {name: each for name, each in starts.items() if "unavailable" not in each}
+    rows = [(name, f"{s['first_s']:.2f}", f"{s['second_s']:.2f}", f"{s['ratio']:.0f}x") for name, s in here.items()]
+    missing = "".join(f"\n- {name}: not here; {starts[name]['unavailable']}\n" for name in starts if name not in here)
+    table = markdown_table(("executor", "first s", "second s", "ratio"), rows) if rows else ""
+    return f"**Start of a compiled executor**\n\n{table}{missing}"
 
 
 def _in_new_process(work: Callable[[], float]) -> float:

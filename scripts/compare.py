@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from studies.evaluations import RESULTS_FILE, read_evaluation, require_same_episodes, schedule_name
+from studies.evaluations import RESULTS_FILE, read_evaluation, require_same_episodes, run_name
 
 from bac.files import write_whole
 from bac.pictures import save_figure
@@ -40,7 +40,7 @@ def main(config: CompareConfig, folder: Path) -> None:
 def _row(run: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
     difference = paired_difference(run["scores"], reference["scores"])
     return {
-        "run": schedule_name(run["schedule"]),
+        "run": run_name(run),
         "gflops": run["gflops"]["cached"],
         "action_error": run["action_error"]["mean"],
         "score": run["score"],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bac.errors import CorruptArtefact, Mismatch, MissingArtefact, sentence
+from bac.executors import WeightType
 
 RESULTS_FILE = "results.json"
 
@@ -38,7 +39,7 @@ def read_evaluation(run: Path) -> dict[str, Any]:
 
 
 def require_same_episodes(reference: dict[str, Any], run: dict[str, Any]) -> None:
-    """Refuse to pair evaluations of other episodes or another policy.
+    """Refuse to pair evaluations of other episodes, longer or shorter ones, or another policy.
 
     Raises:
         Mismatch: they are.
@@ -46,6 +47,7 @@ def require_same_episodes(reference: dict[str, Any], run: dict[str, Any]) -> Non
     checks: dict[str, Callable[[dict[str, Any]], object]] = {
         "first seed and episodes": lambda results: (results["seed"], results["episodes"]),
         "checkpoint": lambda results: results["schedule"]["checkpoint"],
+        "longest episode, control steps": lambda results: results["provenance"]["config"]["task"]["max_steps"],
     }
     for what, of in checks.items():
         if of(reference) != of(run):
@@ -54,6 +56,22 @@ def require_same_episodes(reference: dict[str, Any], run: dict[str, Any]) -> Non
                     what, expected=of(reference), got=of(run), mend="evaluate both on the same episodes and policy"
                 )
             )
+
+
+def run_name(results: dict[str, Any]) -> str:
+    """Return what tables call an evaluation: its schedule, and how it was played where that is not the usual way.
+
+    Usual are float32 weights and a world that waits: ``bac S=10 n=5``, or ``bac S=10 n=5, bf16, realtime at 60 ms``.
+    """
+    parts = [schedule_name(results["schedule"])]
+    weights = results["executor"]["weights"]
+    parts += [weights] * (weights != WeightType.FP32)
+    if "control" in results:
+        configured = results["provenance"]["config"]
+        latency, seam = configured["latency"], configured["control"]["seam"]
+        taken = f"{latency:g} ms" if isinstance(latency, int | float) else "measured latency"
+        parts.append(f"{results['control']['cached']['mode']} at {taken}, {seam}")
+    return ", ".join(parts)
 
 
 def schedule_name(schedule: dict[str, Any]) -> str:

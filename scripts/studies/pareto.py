@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import bac
 from bac.errors import InvalidInput, sentence
-from bac.executors import ExecutorKind
+from bac.executors import ExecutorKind, WeightType
 from bac.feature_error import feature_errors
 from bac.files import write_whole
 from bac.methods import LastStep, Method, NoCache
@@ -36,6 +36,7 @@ from policies.benchmark import executor_rows, noise_of
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import load_policy, make_schedule, schedule_path
 from studies.episodes import play, scores
+from studies.evaluations import read_evaluation
 from studies.rows import markdown_table, started, timed
 
 _UNCACHED = NoCache().label
@@ -156,7 +157,7 @@ def _judged(
 
 
 def _judge(config: BenchConfig, policy: DiffusionPolicy) -> Callable[[CacheSchedule], dict[str, Any]]:
-    spread = demonstrations(config.task).spread_observations(
+    spread = demonstrations(config.task, config.demonstrations).spread_observations(
         config.error_observations, policy.observation_steps, HELD_OUT_SEED
     )
     observed = policy.observe(spread)
@@ -212,7 +213,7 @@ def _played(
     if config.pareto.episodes == 0:
         return {}
     seeds = range(config.task.seed, config.task.seed + config.pareto.episodes)
-    evaluated = _evaluated(config.pareto.evaluated, seeds)
+    evaluated = _evaluated(config.pareto.evaluated, seeds, config.task.max_steps)
     playing = partial(play, config.task, seeds=seeds, parallel=config.pareto.parallel)
     results = {}
     for label, schedule in schedules.items():
@@ -225,13 +226,19 @@ def _played(
     return results
 
 
-def _evaluated(paths: list[str], seeds: range) -> dict[str, dict[str, Any]]:
-    """Return scores by digest of schedules that ``scripts/eval.py`` played on these episodes, among others."""
+def _evaluated(paths: list[str], seeds: range, max_steps: int) -> dict[str, dict[str, Any]]:
+    """Return scores by digest of schedules that ``scripts/eval.py`` played on these episodes, among others.
+
+    What was played in another way is left out: in a world that does not wait, with other weights than float32, or
+    with longer or shorter episodes.
+    """
     found = {}
     for path in paths:
-        run = json.loads(Path(path).read_text())
+        run = read_evaluation(Path(path))
         played = run["scores"][: len(seeds)]
-        if run["seed"] == seeds[0] and len(played) == len(seeds):
+        usual = "control" not in run and run["executor"]["weights"] == WeightType.FP32
+        as_long = run["provenance"]["config"]["task"]["max_steps"] == max_steps
+        if usual and as_long and run["seed"] == seeds[0] and len(played) == len(seeds):
             digest = run["schedule"]["digest"]
             found[digest] = {"score": asdict(mean_estimate(played)), "scores": played, "evaluated": path}
     return found
@@ -245,8 +252,7 @@ def _timed(
     single = {label: schedule for label, schedule in schedules.items() if schedule.recall is None}
     rows = list(executor_rows(policy, single, ExecutorKind.AUTO))
     built, _ = started(rows, policy)
-    spread = demonstrations(config.task).spread_observations(1, policy.observation_steps, HELD_OUT_SEED)
-    latency = timed(config, policy, built, policy.observe(spread), "time")
+    latency = timed(config, policy, built, policy.observe(policy.spec.blank_observation()), "time")
     return {label: latency[row.name].to_json() for label, row in zip(single, rows, strict=True)}
 
 

@@ -277,6 +277,7 @@ def test_pareto_judges_and_plays_each_schedule_once(trained: Path) -> None:
     assert rows["uniform-s2-free"]["score_difference"] == {"mean": 0, "low": 0, "high": 0}
     # What an evaluation has played on the same episodes is taken from there.
     run = {"seed": 100_000, "scores": [0.25, 0.5, 1.0], "schedule": {"digest": _digest(trained, "late", 2)}}
+    run |= {"executor": {"weights": "fp32"}, "provenance": {"config": {"task": {"max_steps": 8}}}}
     (trained / "late2.json").write_text(json.dumps(run))
     _run(trained, "bench", *common, *chosen, *episodes, "pareto.updates=[2]", "pareto.evaluated=[late2.json]")
     late = {row["label"]: row for row in _results(trained, "bench")[1]["rows"]}["late-s2"]
@@ -406,6 +407,13 @@ def test_evaluated_schedules_are_made_again_and_timed_under_every_executor(train
     assert told.startswith("error: evaluated: expected results of scripts/eval.py, got none")
 
 
+def test_results_outlive_pictures_that_cannot_be_drawn(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "schedule.png").mkdir()
+    small = ["checkpoint=run/checkpoint.safetensors", "episodes=1", "task.max_steps=4", "latency_calls=1", "video=1"]
+    _run(trained, "eval", *small, "error_observations=1", "cache=none", f"hydra.run.dir={tmp_path}", ok=False)
+    assert json.loads((tmp_path / "results.json").read_text())["episodes"] == 1
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -417,6 +425,7 @@ def test_evaluated_schedules_are_made_again_and_timed_under_every_executor(train
         (["weights=ema"], "error: weights: expected null for a checkpoint of ours"),
         (["checkpoint=nowhere.safetensors"], "error: checkpoint: expected a file"),
         (["compare=ddim"], "error: compare: expected none"),
+        (["error_observations=99999999"], "error: observations: expected 1 to 25650, got 99999999"),
         (["cache.updatez=3"], "cache.updatez"),
     ],
 )

@@ -249,7 +249,7 @@ class Trainer:
                     mend="give the same overrides or another output folder",
                 )
             )
-        # States from before they had an identity are taken as they are, if the weights fit.
+        # A state without an identity is taken as it is, if its weights fit.
         saved_identity = state.get("identity", self._identity)
         if saved_identity != self._identity:
             names = [*dict.fromkeys([*self._identity, *saved_identity])]

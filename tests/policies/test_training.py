@@ -152,7 +152,7 @@ def test_another_type_of_device_refuses(tmp_path: Path) -> None:
         _trainer(tmp_path).resume()
 
 
-def test_state_from_before_there_was_an_identity_resumes_where_the_weights_fit(tmp_path: Path) -> None:
+def test_state_without_an_identity_resumes_where_the_weights_fit(tmp_path: Path) -> None:
     trainer = _trainer(tmp_path)
     list(trainer.run(until=5))
     trainer.save()

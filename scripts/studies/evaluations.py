@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def require_same_episodes(reference: dict[str, Any], run: dict[str, Any]) -> Non
             )
 
 
-def run_name(results: dict[str, Any]) -> str:
+def run_name(results: Mapping[str, Any]) -> str:
     """Return what tables call an evaluation: its schedule, and how it was played where that is not the usual way.
 
     Usual are float32 weights and a world that waits: ``bac S=10 n=5``, or ``bac S=10 n=5, bf16, realtime at 60 ms``.

@@ -10,7 +10,7 @@ from bac.control import Observation, Request
 from bac.errors import InvalidInput, Mismatch, MissingArtefact, Unavailable
 from policies import load_policy
 from policies.realtime import ChunkSource
-from ros2_bridge.policy import _resolve, load
+from ros2_bridge.policy import _resolve, _warm_inpainting, load
 from ros2_bridge.settings import NodeSettings
 
 
@@ -71,19 +71,31 @@ def test_schedules_that_were_not_built_are_refused() -> None:
         _settings(executor="fast")
 
 
-@pytest.mark.parametrize(("seam", "deadline_ticks", "counts"), [("replace", 3, []), ("inpaint", 3, [1, 2, 3])])
-def test_every_number_of_committed_actions_is_warmed_for_every_schedule(
-    monkeypatch: pytest.MonkeyPatch, seam: str, deadline_ticks: int, counts: list[int]
-) -> None:
-    warmed = _committed_counts(monkeypatch)
-    load(_settings(caches=["bac-s7"], seam=seam, deadline_ticks=deadline_ticks))
-    assert warmed == [(schedule, count) for schedule in (0, 1) for count in counts]
+def test_every_number_of_committed_actions_is_warmed_for_every_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[tuple[int, int]] = []
+    chunks = ChunkSource.chunks
+
+    def noted(source: ChunkSource, observation: Any, keys: Any, committed: Any, level: int = 0) -> np.ndarray:
+        warmed.extend((level, len(actions)) for actions in committed if actions is not None)
+        return chunks(source, observation, keys, committed, level)
+
+    monkeypatch.setattr(ChunkSource, "chunks", noted)
+    load(_settings(caches=["bac-s7"], seam="inpaint", deadline_ticks=2))
+    assert warmed == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
-def test_no_more_actions_are_committed_than_a_chunk_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    warmed = _committed_counts(monkeypatch)
-    load(_settings(seam="inpaint", deadline_ticks=1000))
-    assert warmed == [(0, count) for count in range(1, 16)]
+def test_no_more_actions_are_committed_than_a_chunk_has() -> None:
+    warmed: list[int] = []
+
+    class Source:
+        length = 15
+
+        def chunks(self, observation: Any, keys: Any, committed: Any, level: int) -> np.ndarray:
+            warmed.extend(len(actions) for actions in committed if actions is not None)
+            return np.zeros((1, self.length, 2), np.float32)
+
+    _warm_inpainting(Source(), {}, 1, 1000)  # type: ignore[arg-type]
+    assert warmed == list(range(1, 16))
 
 
 @pytest.mark.parametrize("seam", ["replace", "inpaint"])
@@ -98,16 +110,3 @@ def test_a_sampler_that_cannot_inpaint_fails_configure(monkeypatch: pytest.Monke
             load(settings)
     else:
         load(settings)
-
-
-def _committed_counts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Return what will hold (schedule, number of committed actions) of every chunk that is denoised around some."""
-    warmed: list[tuple[int, int]] = []
-    chunks = ChunkSource.chunks
-
-    def noted(source: ChunkSource, observation: Any, keys: Any, committed: Any, level: int = 0) -> np.ndarray:
-        warmed.extend((level, len(actions)) for actions in committed if actions is not None)
-        return chunks(source, observation, keys, committed, level)
-
-    monkeypatch.setattr(ChunkSource, "chunks", noted)
-    return warmed

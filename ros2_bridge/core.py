@@ -111,8 +111,9 @@ class PolicyCore:
                 silence_ms=settings.values["observation_age_ms"],
                 ahead_ms=settings.values["ahead_ms"],
             )
+            loop = settings.loop(policy.action_steps, policy.slowest_ms, len(policy.caches))
             try:
-                self._open(settings, intake)
+                self._open(settings, intake, loop.replan_ticks + loop.deadline_ticks)
             except BaseException:
                 self._give_back()
                 raise
@@ -136,7 +137,7 @@ class PolicyCore:
             driver.start()
 
     def deactivate(self) -> None:
-        """Stop driving; nothing is sent to the robot any more."""
+        """Stop driving: what goes on by itself is ended, and nothing is sent to the robot any more."""
         with self._lock:
             self._require(NodeState.ACTIVE)
             self._end_driver()
@@ -173,7 +174,7 @@ class PolicyCore:
         """Begin a new episode.
 
         Raises:
-            InvalidInput: the node is not active.
+            Mismatch: the node is not active, or what drives has died.
         """
         with self._lock:
             self._require(NodeState.ACTIVE)
@@ -270,8 +271,8 @@ class PolicyCore:
             return Level.WARN, intake.last_refusal
         return (Level.WARN, "chunks miss their deadline") if "misses" in grown else (Level.OK, str(motion))
 
-    def _open(self, settings: NodeSettings, intake: Intake) -> None:
-        self._output = open_output(settings, self._transport, self._clock)
+    def _open(self, settings: NodeSettings, intake: Intake, chunk_ticks: int) -> None:
+        self._output = open_output(settings, self._transport, self._clock, chunk_ticks)
         for topic, type_name in intake.topics.items():
             receive, malformed = partial(intake.receive, topic), partial(intake.malformed, topic)
             self._handles.append(self._transport.subscribe(topic, type_name, SENSOR, receive, malformed))

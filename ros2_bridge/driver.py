@@ -26,7 +26,7 @@ from bac.control import (
 )
 from bac.control.clock import NS_PER_MS
 from bac.control.statistics import RecentStatistics
-from bac.errors import InvalidInput, sentence
+from bac.errors import InvalidInput, Mismatch, sentence
 from ros2_bridge.intake import Frame, Intake
 from ros2_bridge.node_clock import NodeClock
 from ros2_bridge.output import Output
@@ -107,6 +107,7 @@ class Driver:
         self._computing = threading.Lock()
         self._interrupted = threading.Event()
         self._halted = False
+        self._died: str | None = None
         self._episode = 0
         self._loop: ControlLoop | None = None
         self._finished: Counter[str] = Counter()
@@ -127,7 +128,7 @@ class Driver:
         self._thread.start()
 
     def stop(self) -> None:
-        """Send nothing more; return when the thread has ended. A second call does nothing."""
+        """Let the robot rest and send nothing more; return when the thread has ended. A second call does nothing."""
         self._halted = True
         # Again and again, for a thread that just goes to sleep misses being woken, and simulated time may stand still.
         while self._thread.is_alive():
@@ -136,7 +137,15 @@ class Driver:
         self._inference.close()
 
     def reset(self) -> None:
-        """Begin a new episode: forget chunk, history and what came in; ``state.episode`` says when that is done."""
+        """Begin a new episode: forget chunk, history and what came in; ``state.episode`` says when that is done.
+
+        Raises:
+            Mismatch: the thread that drives has died.
+        """
+        if self._died is not None:
+            raise Mismatch(
+                sentence("reset", expected="a loop that runs", got=self._died, mend="deactivate and activate")
+            )
         with self._lock:
             self._episode += 1
         self._interrupt()
@@ -194,7 +203,8 @@ class Driver:
                     self._play()
         # Whatever it is, nobody moves the robot any more, and the node must say so; the thread still ends by it.
         except BaseException as error:
-            self._tell(Motion.STOPPED, f"{type(error).__name__}: {error}")
+            self._died = f"{type(error).__name__}: {error}"
+            self._tell(Motion.STOPPED, self._died)
             raise
 
     def _begin_episode(self) -> None:
@@ -205,7 +215,11 @@ class Driver:
 
     def _play(self) -> None:
         """Tick until interrupted; after a stop that nothing but a person can mend, wait to be."""
-        self._clock.sleep_until_ns(self._clock.now_ns() + round(self._settings.values["phase_ms"] * NS_PER_MS))
+        begins_ns = self._clock.now_ns() + round(self._settings.values["phase_ms"] * NS_PER_MS)
+        self._clock.sleep_until_ns(begins_ns)
+        # Time that jumped back leaves observations of a time to come, beside which none is taken.
+        if self._interrupted.is_set() or self._clock.now_ns() < begins_ns:
+            return
         loop = ControlLoop(
             self._loop_settings,
             self._inference,
@@ -216,13 +230,16 @@ class Driver:
         loop.start()
         self._loop = loop
         history = ObservationHistory(self._policy.observation_steps)
-        while not self._interrupted.is_set() and loop.stopped is None:
-            loop.wait()
-            # Else the command of a tick that was woken for a reset would still be sent.
-            if self._interrupted.is_set():
-                break
-            loop.sense(_observed(self._intake.frame(), history))
-            self._execute(loop.act(), loop)
+        try:
+            while not self._interrupted.is_set() and loop.stopped is None:
+                loop.wait()
+                # Else the command of a tick that was woken for a reset would still be sent.
+                if self._interrupted.is_set():
+                    break
+                loop.sense(_observed(self._intake.frame(), history))
+                self._execute(loop.act(), loop)
+        finally:
+            self._output.rest()
         with self._lock:
             self._finished.update(_counted(loop.report()))
             self._loop = None

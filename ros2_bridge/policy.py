@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bac.control import Request
+from bac.control import Request, Seam
 from bac.control.clock import NS_PER_MS
 from bac.errors import Mismatch, MissingArtefact, sentence
 from ros2_bridge.mapping import Shape
@@ -18,6 +18,7 @@ from ros2_bridge.settings import NodeSettings
 
 if TYPE_CHECKING:
     from policies.diffusion_policy import DiffusionPolicy
+    from policies.realtime import ChunkSource
 
 Chunk = Callable[[Request, int, int | None], np.ndarray]
 """(request, which schedule, seed of the noise or None) -> float32[N, Da], task units; one call at a time."""
@@ -77,7 +78,8 @@ def load(settings: NodeSettings) -> ReadyPolicy:
         MissingArtefact: no such checkpoint, schedule or bank.
         CorruptArtefact: a file cannot be read.
         Mismatch: a policy of another task, or a schedule of another checkpoint or sampler.
-        Unavailable: this machine lacks the executor, or no schedule of the bank is within the budget.
+        Unavailable: this machine lacks the executor, no schedule of the bank is within the budget, or executor or
+            sampler cannot inpaint and the seam asks for it.
     """
     # Here, for importing the node must not load torch.
     import torch
@@ -106,6 +108,9 @@ def load(settings: NodeSettings) -> ReadyPolicy:
     about = run_device(policy.trunk.device)
     executor = f"{next(iter(built.values())).denoiser.__class__.__name__}, {torch.get_num_threads()} thread(s)"
     slowest_ms = _warm(source, spec.blank_observation(), len(built), given["warmup_calls"])
+    loop = settings.loop(policy.action_steps, slowest_ms, len(built))
+    if loop.seam is Seam.INPAINT:
+        _warm_inpainting(source, spec.blank_observation(), len(built), loop.deadline_ticks)
     return ReadyPolicy(
         spec.task,
         observation,
@@ -177,11 +182,8 @@ def _budget(schedule: str) -> int:
     return int(budget) if budget.isdigit() else 0
 
 
-def _warm(source: object, blank: Mapping[str, np.ndarray], schedules: int, calls: int) -> float:
+def _warm(source: ChunkSource, blank: Mapping[str, np.ndarray], schedules: int, calls: int) -> float:
     """Call every schedule; return the slowest call of the first but its very first one, which may compile, in ms."""
-    from policies.realtime import ChunkSource
-
-    assert isinstance(source, ChunkSource)
     batch = {key: values[None] for key, values in blank.items()}
     taken_ms = []
     for schedule in range(schedules):
@@ -190,3 +192,16 @@ def _warm(source: object, blank: Mapping[str, np.ndarray], schedules: int, calls
             source.chunks(batch, None, [None], schedule)
             taken_ms.append((time.monotonic_ns() - began) / NS_PER_MS)
     return max(taken_ms[1 : calls + 1])
+
+
+def _warm_inpainting(source: ChunkSource, blank: Mapping[str, np.ndarray], schedules: int, deadline_ticks: int) -> None:
+    """Call every schedule with every number of committed actions there can be: each may record a graph of its own.
+
+    Raises:
+        Unavailable: executor or sampler cannot inpaint.
+    """
+    batch = {key: values[None] for key, values in blank.items()}
+    for schedule in range(schedules):
+        (actions,) = source.chunks(batch, None, [None], schedule)
+        for count in range(1, min(deadline_ticks, source.length) + 1):
+            source.chunks(batch, None, [actions[:count]], schedule)

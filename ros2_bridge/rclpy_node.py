@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import array
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,13 +21,15 @@ import rclpy
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
+from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import Trigger
 
-from bac.errors import BacError
+from bac.errors import BacError, Unavailable, sentence
 from ros2_bridge.core import NodeState, PolicyCore
 from ros2_bridge.node_clock import SimulatedTime, SystemClock
 from ros2_bridge.parameters import PARAMETERS, Parameter, ParameterType, key_parameters, read_values
@@ -39,6 +44,9 @@ _TYPES: Mapping[ParameterType, RosParameter.Type] = {
     ParameterType.STRINGS: RosParameter.Type.STRING_ARRAY,
     ParameterType.DOUBLES: RosParameter.Type.DOUBLE_ARRAY,
 }
+_RclError = rclpy_implementation.RCLError
+_LOOK_S = 0.1
+"""How often the node looks whether it is to end."""
 _ARRAY_CODES = {"float64": "d", "float32": "f", "uint8": "B", "int8": "b", "uint32": "I", "int32": "i"}
 
 
@@ -75,8 +83,9 @@ class RclpyTransport:
         node = self._node
 
         def deliver(message: Any) -> None:
-            # rclpy does not say whose message it is, only how many publishers there are.
-            on_message(message, CONTESTED if node.count_publishers(topic) > 1 else "")
+            # rclpy does not say whose message it is, only how many publishers there are; and counts them by a name that
+            # it does not remap.
+            on_message(message, CONTESTED if node.count_publishers(entity.topic_name) > 1 else "")
 
         entity = node.create_subscription(_message_type(type_name), topic, deliver, _qos(profile))
         return _Closing(node.destroy_subscription, entity)
@@ -149,6 +158,10 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         except BacError as refusal:
             self.get_logger().error(str(refusal))
             return TransitionCallbackReturn.FAILURE
+        # rclpy makes a failed transition of it and does not say why.
+        except Exception as error:
+            self.get_logger().error(f"{type(error).__name__}: {error}")
+            raise
         return TransitionCallbackReturn.SUCCESS
 
     def _declare(self, parameter: Parameter) -> None:
@@ -190,32 +203,36 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
 
 
 def main(given: Mapping[str, Any] | None = None, name: str = "policy_node", namespace: str = "/") -> None:
-    """Spin the node until ROS shuts down.
+    """Spin the node until it is interrupted or ROS shuts down.
 
     Args:
         given: parameters in place of the defaults; with them the node configures and activates itself, without, as
             under ``ros2 run`` and ``ros2 launch``, it waits for its transitions.
         name: of the node.
         namespace: of the node.
+
+    Raises:
+        BacError: a parameter that was given does not fit, or the node could not configure or activate itself.
     """
     checked = read_values(given or {})
     # What was given as a whole number may be a double's; an empty list has no type, and is the default anyway.
     overrides = [RosParameter(key, value=checked[key]) for key in given or {} if checked[key] != []]
-    rclpy.init()
-    node = PolicyNode(name, namespace=namespace, parameter_overrides=overrides)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        if given is not None:
-            node.trigger_configure()
-            node.trigger_activate()
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        node.core.shutdown()
-        node.destroy_node()
-        rclpy.try_shutdown()
+    with _until_interrupted() as over:
+        # rclpy's handlers would shut ROS down first, and nothing could be sent any more that lets the robot rest.
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+        node = PolicyNode(name, namespace=namespace, parameter_overrides=overrides)
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        try:
+            if given is not None:
+                _bring_up(node, over)
+            _spin(node, executor, over)
+        except ExternalShutdownException:
+            pass
+        finally:
+            node.core.shutdown()
+            node.destroy_node()
+            rclpy.try_shutdown()
 
 
 def spin() -> None:
@@ -223,12 +240,52 @@ def spin() -> None:
     main()
 
 
+@contextmanager
+def _until_interrupted() -> Iterator[threading.Event]:
+    """Give what SIGINT and SIGTERM set; their handlers are as before at the end."""
+    over = threading.Event()
+    before = {each: signal.signal(each, lambda number, frame: over.set()) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield over
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _bring_up(node: PolicyNode, over: threading.Event) -> None:
+    for transition in ("configure", "activate"):
+        if over.is_set():
+            return
+        done = getattr(node, f"trigger_{transition}")()
+        if done != TransitionCallbackReturn.SUCCESS:
+            mend = "see what the node logged"
+            raise Unavailable(sentence(transition, expected="success", got=done.name.lower(), mend=mend))
+
+
+def _spin(node: PolicyNode, executor: SingleThreadedExecutor, over: threading.Event) -> None:
+    while rclpy.ok() and not over.is_set():
+        try:
+            executor.spin_once(timeout_sec=_LOOK_S)
+        # A transition that the state does not have is raised here (rclpy issue 1209); the robot is in motion meanwhile.
+        except _RclError as error:
+            node.get_logger().error(str(error))
+            over.wait(_LOOK_S)
+
+
 class _Publisher:
     def __init__(self, node: LifecycleNode, entity: Any) -> None:
         self._node, self._entity = node, entity
 
     def publish(self, message: Any) -> None:
-        self._entity.publish(message)
+        entity, context = self._entity, self._node.context
+        # Others may shut ROS down, and the node must still end in order.
+        if entity is None or not context.ok():
+            return
+        try:
+            entity.publish(message)
+        except _RclError:
+            if context.ok():
+                raise
 
     def close(self) -> None:
         if self._entity is not None:

@@ -44,6 +44,9 @@ class NodeSettings:
             raise InvalidInput(
                 sentence("action_names", expected="a joint per action channel", got="none", mend="name them")
             )
+        if values["output"] == "trajectory" and values["hold"] == "zero":
+            expected, mend = "repeat or silent with output: trajectory", "its points are positions"
+            raise InvalidInput(sentence("hold", expected=expected, got="zero", mend=mend))
         settings = cls(values, sources, limits)
         settings._degradation(schedules=1)
         return settings

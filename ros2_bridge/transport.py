@@ -24,7 +24,8 @@ class Profile:
         depth: messages kept.
         latched: whoever subscribes later gets the last message too (transient local).
         deadline_s: a publisher promises a message this often; None promises nothing.
-        liveliness_s: a publisher that is silent for so long counts as dead; None never does.
+        liveliness_s: a publisher whose process is gone for so long counts as dead; None never does. The middleware
+            renews it while the process lives, however silent the publisher is: that, only the deadline tells.
     """
 
     reliable: bool

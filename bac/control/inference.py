@@ -68,6 +68,10 @@ class Inference(Protocol):
     def dead(self) -> str | None:
         """Why nothing will be answered any more, or None while it lives."""
 
+    @property
+    def loading(self) -> bool:
+        """Whether it is being made ready to work, which may take its time: silence is no stall meanwhile."""
+
     def submit(self, request: Request) -> None:
         """Begin to work on a request; the one before it was answered, or is given up."""
 
@@ -89,7 +93,8 @@ class ThreadInference:
     thrown away.
 
     Args:
-        predict: called in that thread; it should let go of the interpreter lock while it computes.
+        predict: called in that thread; it should let go of the interpreter lock while it computes. One that has to load
+            first, as ``ProcessPredictor``, says so by a property ``loading``.
         prepare: called first in every new thread, for instance to pin it to a core.
     """
 
@@ -101,6 +106,11 @@ class ThreadInference:
     def dead(self) -> str | None:
         """Why the thread ended, or None while it runs."""
         return self._worker.dead
+
+    @property
+    def loading(self) -> bool:
+        """What the predictor says of itself, if it has such a property; else False."""
+        return bool(getattr(self._predict, "loading", False))
 
     def submit(self, request: Request) -> None:
         """Hand a request to the thread."""

@@ -9,7 +9,8 @@
                                                                      11: c1[3] ...   c1[0..2] are late: dropped
 
 Action i of a chunk asked for at tick t is due at tick t + i. Only if the robot has been at rest since tick t is the
-whole chunk due from the tick at which it arrives.
+whole chunk due from the tick at which it arrives. A tick without a fresh observation ends the plan: what is buffered is
+dropped, and so is the answer to a request made at that tick or before it.
 """
 
 from __future__ import annotations
@@ -71,6 +72,9 @@ class ControlLoop:
         self._requested_stamp: int | None = None
         self._executed_tick = -1
         self._executed: np.ndarray | None = None
+        self._stale_tick = -1
+        self._resuming = False
+        self._heard_ns = 0
         self._out_of_inference: str | None = None
         self._stopped: str | None = None
         self._counters = LoopCounters()
@@ -135,7 +139,9 @@ class ControlLoop:
     def wait(self) -> int:
         """Sleep until the next tick begins, or skip to the one that is on; return it."""
         due_ns = self._grid.at_ns(self._tick + 1)
-        self._clock.sleep_until_ns(due_ns)
+        # A clock that stands before a time it has told would take as long as it jumped to come to the next tick.
+        if self._clock.now_ns() >= self._grid.at_ns(max(self._tick, 0)):
+            self._clock.sleep_until_ns(due_ns)
         late_ns = self._clock.now_ns() - due_ns
         if late_ns < 0 or late_ns > self._settings.jump_ms * NS_PER_MS:
             self._tick += 1
@@ -167,7 +173,7 @@ class ControlLoop:
         missed = self._misses()
         command = self._command(now_ns)
         self._counters.ticks += 1
-        change = self._degrader.tick(missed or command.kind is CommandKind.HOLD)
+        change = self._degrader.tick(missed or (command.kind is CommandKind.HOLD and self._lacks_a_chunk()))
         self._counters.degradations += change > 0
         self._counters.recoveries += change < 0
         return command
@@ -206,6 +212,12 @@ class ControlLoop:
     def _take(self, answer: Answer) -> None:
         assert answer.actions is not None  # the guards refuse anything else
         request = answer.request
+        if request.tick <= self._stale_tick:
+            self._counters.accepted += 1
+            self._counters.late_actions += len(answer.actions)
+            self._next_request = self._tick
+            return
+        self._resuming = False
         rested = self._executed_tick < request.tick and not len(self._buffer)
         first = self._tick if rested else request.tick
         committed = 0 if request.committed is None else len(request.committed)
@@ -224,9 +236,15 @@ class ControlLoop:
         self._counters.deadline_misses += 1
         return True
 
+    def _lacks_a_chunk(self) -> bool:
+        """Return whether it is inference that a tick without an action waits for longer than it may."""
+        return not self._resuming or (self._in_flight is not None and self._overdue(self._in_flight))
+
     def _revive(self, now_ns: int) -> None:
         """Give up a request that died or stalled, and start inference again if that is allowed."""
         request = self._in_flight
+        if self._inference.loading:
+            self._heard_ns = now_ns
         reason = None if request is None else self._inference.dead or self._stall(request, now_ns)
         if reason is None:
             return
@@ -243,7 +261,7 @@ class ControlLoop:
         return self._tick >= request.tick + self._settings.deadline_ticks
 
     def _stall(self, request: Request, now_ns: int) -> str | None:
-        age_ms = (now_ns - request.submitted_ns) / NS_PER_MS
+        age_ms = (now_ns - max(request.submitted_ns, self._heard_ns)) / NS_PER_MS
         limit = self._settings.stall_ms
         return None if limit is None or age_ms <= limit else f"none for {age_ms:.0f} ms"
 
@@ -282,12 +300,14 @@ class ControlLoop:
             self._stop(self._out_of_inference)
             return self._stop_command()
         reason = "the newest observation is stale" if stale else "no action is due"
+        if self._executed is not None and self._settings.fallback is Fallback.STOP:
+            self._stop(f"control loop: {reason} at tick {self._tick}, and the fallback is stop.")
+            return self._stop_command()
+        if stale:
+            self._end_plan(due)
         if self._executed is None:
             self._counters.waited += 1
             return Command(CommandKind.WAIT, self._tick, reason=reason)
-        if self._settings.fallback is Fallback.STOP:
-            self._stop(f"control loop: {reason} at tick {self._tick}, and the fallback is stop.")
-            return self._stop_command()
         self._counters.held += 1
         return Command(CommandKind.HOLD, self._tick, self._hold(self._executed), reason=reason)
 
@@ -297,6 +317,11 @@ class ControlLoop:
         self._action_age.add((now_ns - due.observed_ns) / NS_PER_MS)
         self._executed, self._executed_tick = due.action, self._tick
         return Command(CommandKind.EXECUTE, self._tick, due.action, due.chunk)
+
+    def _end_plan(self, due: DueAction | None) -> None:
+        """Forget what was planned before the sensors were silent: nobody saw where the robot has been since."""
+        self._counters.late_actions += self._buffer.clear() + (due is not None)
+        self._stale_tick, self._resuming = self._tick, True
 
     def _stop(self, reason: str) -> None:
         self._stopped = reason

@@ -33,9 +33,9 @@ class LoopSettings:
         decay: of the weights of ``Seam.BLEND``.
         fallback: what to do where the buffer has no action for a tick.
         capacity: ticks ahead that actions are kept for.
-        observation_age_ms: an older newest observation stops motion (by ``fallback``) and is not inferred from; None
-            never does.
-        stall_ms: an inference that takes longer is given up; None never does.
+        observation_age_ms: an older newest observation stops motion (by ``fallback``), ends the plan and is not
+            inferred from; None never does.
+        stall_ms: an inference that takes longer, once it is loaded, is given up; None never does.
         restarts: how often inference that died or stalled is started again; then the chunk's tail is executed, and the
             loop stops.
         jump_ms: a clock that is further behind a tick's time, or before it, has jumped: the loop stops.
@@ -111,12 +111,13 @@ class LoopCounters:
         tail: executed ones while the next chunk was overdue.
         stale: ticks whose newest observation was too old, or missing.
         requests: chunks asked for.
-        accepted: chunks that came and were sound, late or not.
+        accepted: chunks that came and were sound, late, or from before a stale tick, or not.
         refused: requests or chunks refused by predictor or guards.
         given_up: requests whose inference died or stalled.
         ignored: answers to requests that had been given up.
         deadline_misses: chunks that were not there ``deadline_ticks`` after they were asked for.
-        late_actions: actions dropped because their tick was over when they came.
+        late_actions: actions dropped because their tick was over when they came, or because a tick was stale after
+            they had been asked for.
         replaced_actions: actions that a newer chunk replaced.
         dropped_at_stop: actions forgotten when the loop stopped.
         refused_observations: older than the one before, or from the future.

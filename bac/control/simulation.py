@@ -38,6 +38,11 @@ class SimulatedInference:
         """``"simulated crash"`` after a latency of NaN was over, until it is restarted."""
         return self._dead
 
+    @property
+    def loading(self) -> bool:
+        """False: there is nothing to load."""
+        return False
+
     def submit(self, request: Request) -> None:
         """Begin to work on a request."""
         latency_ms = self._latency(request)

@@ -4,7 +4,7 @@ from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, EmitEvent, RegisterEventHandler
 from launch.conditions import IfCondition
 from launch.events import matches_action
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
@@ -14,7 +14,8 @@ from lifecycle_msgs.msg import Transition
 ARGUMENTS = {
     "task": ("push_t", "Which parameter file of this package."),
     "params_file": (
-        PathJoinSubstitution([FindPackageShare("ros2_bridge"), "config", [LaunchConfiguration("task"), ".yaml"]]),
+        # Joined by hand: PathJoinSubstitution takes a list within its list only from launch 1.0.9 and 3.4.5 on.
+        [FindPackageShare("ros2_bridge"), "/config/", LaunchConfiguration("task"), ".yaml"],
         "A parameter file of your own in place of it.",
     ),
     "namespace": ("", "Namespace of the node."),

@@ -2,13 +2,16 @@
 
 Behaviour is that of rclpy's sources (Humble to Jazzy): the state machine of managed nodes with its error processing,
 static parameter types, ranges and overrides, empty lists that are taken for bytes, messages that refuse what their
-fields are not. Everything on one bus within the process; timers fire when a test says so.
+fields are not, names that are remapped where entities are made and nowhere else, a context without which nothing is
+sent and that rclpy's own signal handlers shut down. Everything on one bus within the process; timers fire when a test
+says so.
 """
 
 from __future__ import annotations
 
 import array
 import enum
+import signal
 import sys
 import types
 from collections import defaultdict
@@ -27,6 +30,49 @@ BUS: dict[str, list[Any]] = defaultdict(list)
 """Topic -> subscriptions."""
 PUBLISHERS: dict[str, list[Any]] = defaultdict(list)
 SENT: dict[str, list[Any]] = defaultdict(list)
+
+
+WORK: list[Callable[[], None]] = []
+"""What a spinning executor does, one by one; then somebody presses Ctrl-C."""
+
+
+class RCLError(RuntimeError):
+    """What rcl refuses."""
+
+
+class ExternalShutdownException(Exception):
+    """The context is down."""
+
+
+SignalHandlerOptions = enum.Enum("SignalHandlerOptions", "NO SIGINT SIGTERM ALL")
+
+
+class Context:
+    def __init__(self) -> None:
+        self._up = False
+        self._handler: Any = None
+
+    def ok(self) -> bool:
+        return self._up
+
+    def init(self, *, signal_handler_options: SignalHandlerOptions = SignalHandlerOptions.ALL) -> None:
+        assert not self._up, "Context.init() must only be called once"
+        self._up = True
+        if signal_handler_options is not SignalHandlerOptions.NO:
+            self._handler = signal.signal(signal.SIGINT, self._interrupted)
+
+    def try_shutdown(self) -> None:
+        self._up = False
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            self._handler = None
+
+    def _interrupted(self, number: int, frame: object) -> None:
+        self.try_shutdown()
+        raise KeyboardInterrupt
+
+
+CONTEXT = Context()
 
 
 class TransitionCallbackReturn(enum.Enum):
@@ -84,8 +130,16 @@ _MACHINE = {
 
 class LifecycleNode:
     def __init__(
-        self, node_name: str, *, namespace: str = "/", parameter_overrides: list[Parameter] | None = None
+        self,
+        node_name: str,
+        *,
+        namespace: str = "/",
+        parameter_overrides: list[Parameter] | None = None,
+        cli_args: list[str] | None = None,
     ) -> None:
+        assert CONTEXT.ok(), "rclpy.init() has not been called"
+        self.context = CONTEXT
+        self._remapped = dict(each.split(":=") for each in cli_args or [] if ":=" in each)
         self.label = "unconfigured"
         self._name, self._namespace = node_name, namespace
         self._overrides = {each.name: each for each in parameter_overrides or []}
@@ -104,7 +158,9 @@ class LifecycleNode:
         return lambda: self._change_state(name.removeprefix("trigger_"))
 
     def _change_state(self, transition: str) -> TransitionCallbackReturn:
-        callback, success, failure = _MACHINE[self.label, transition]  # KeyError: rclpy raises RCLError
+        if (self.label, transition) not in _MACHINE:
+            raise RCLError(f"Transition {transition} is not registered for state {self.label}")
+        callback, success, failure = _MACHINE[self.label, transition]
         before = _State(self.label)
         done = self._called(callback, before)
         if done is TransitionCallbackReturn.ERROR:
@@ -181,19 +237,24 @@ class LifecycleNode:
         return results
 
     def create_publisher(self, message_type: Any, topic: str, qos: Any) -> Any:
+        topic = self._remapped.get(topic, topic)
+
         def publish(message: Any) -> None:
             assert isinstance(message, message_type), f"{message} is no {message_type}"
+            if not CONTEXT.ok():
+                raise RCLError("Failed to publish: publisher's context is invalid")
             SENT[topic].append(message)
             for subscription in list(BUS[topic]):
                 subscription.callback(message)
 
-        made = SimpleNamespace(topic=topic, qos=qos, publish=publish, on=PUBLISHERS[topic])
+        made = SimpleNamespace(topic_name=topic, qos=qos, publish=publish, on=PUBLISHERS[topic])
         PUBLISHERS[topic].append(made)
         self.entities.append(made)
         return made
 
     def create_subscription(self, message_type: Any, topic: str, callback: Callable[[Any], None], qos: Any) -> Any:
-        made = SimpleNamespace(topic=topic, qos=qos, callback=callback, on=BUS[topic])
+        topic = self._remapped.get(topic, topic)
+        made = SimpleNamespace(topic_name=topic, qos=qos, callback=callback, on=BUS[topic])
         BUS[topic].append(made)
         self.entities.append(made)
         return made
@@ -341,12 +402,19 @@ def to_rclpy(message: Any) -> Any:
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the modules where ``import`` looks; gone when the test is over."""
-    for table in (BUS, PUBLISHERS, SENT):
-        table.clear()
+    for table in (BUS, PUBLISHERS, SENT, WORK):
+        table.clear()  # type: ignore[attr-defined]
+    CONTEXT.try_shutdown()
     modules: dict[str, dict[str, Any]] = {
-        "rclpy": {"init": lambda: None, "try_shutdown": lambda: None},
+        "rclpy": {"init": CONTEXT.init, "try_shutdown": CONTEXT.try_shutdown, "ok": CONTEXT.ok},
         "rclpy.duration": {"Duration": lambda seconds: SimpleNamespace(seconds=seconds)},
-        "rclpy.executors": {"ExternalShutdownException": type("ExternalShutdownException", (Exception,), {})},
+        "rclpy.executors": {
+            "ExternalShutdownException": ExternalShutdownException,
+            "SingleThreadedExecutor": Executor,
+        },
+        "rclpy.impl": {},
+        "rclpy.impl.implementation_singleton": {"rclpy_implementation": SimpleNamespace(RCLError=RCLError)},
+        "rclpy.signals": {"SignalHandlerOptions": SignalHandlerOptions},
         "rclpy.lifecycle": {
             "LifecycleNode": LifecycleNode,
             "LifecycleState": _State,
@@ -373,7 +441,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         "std_srvs": {},
         "std_srvs.srv": {"Trigger": SimpleNamespace(Request=SimpleNamespace, Response=SimpleNamespace)},
     }
-    modules["rclpy.executors"]["SingleThreadedExecutor"] = Executor
     for name, made in MESSAGES.items():
         package, _, short = name.split("/")
         modules.setdefault(package, {})
@@ -386,10 +453,19 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Executor:
-    """Spins until it is told that ROS has shut down, which is at once."""
+    """Does the work there is; what its callbacks raise, it raises, and it goes on at the next call."""
 
     def add_node(self, node: LifecycleNode) -> None:
         self.node = node
 
     def spin(self) -> None:
-        raise KeyboardInterrupt
+        while CONTEXT.ok():
+            self.spin_once()
+
+    def spin_once(self, timeout_sec: float | None = None) -> None:
+        if WORK:
+            WORK.pop(0)()
+        else:
+            signal.raise_signal(signal.SIGINT)
+        if not CONTEXT.ok():
+            raise ExternalShutdownException

@@ -174,6 +174,20 @@ def test_time_that_jumps_back_begins_anew(bench: MakeBench) -> None:
     assert node.actions()[count] == [9, 0]
 
 
+def test_time_that_jumps_back_before_the_first_tick_begins_anew(bench: MakeBench) -> None:
+    node = bench()
+    node.drive()
+    node.sense(7.0)
+    node.clock.await_sleep()
+    node.clock.set_ns(node.clock.now_ns() - 500_000_000_000)
+    node.until_missing("joint_states", "place")
+    # Beside what was sensed at a time to come, this would be refused.
+    node.begin(9.0)
+    node.until(lambda: bool(node.actions()), 9.0)
+    assert node.actions()[0] == [9, 0]
+    assert node.core.figures().get("refused_backwards", 0) == 0
+
+
 def test_inference_that_dies_stops_the_robot_and_says_why(bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda told: None)
     alive = [True]
@@ -209,20 +223,3 @@ def test_late_chunks_are_counted_and_the_old_tail_goes_on(bench: MakeBench) -> N
     assert counted["tail"] >= 1
     node.core.publish_diagnostics()
     assert read_diagnostics(node.transport.sent["/diagnostics"][-1])["level"] == "WARN"
-
-
-def test_chunks_go_out_as_trajectories(bench: MakeBench) -> None:
-    node = bench()
-    node.drive(output="trajectory", action_names=["x", "y"], replan_ticks=100, observation_age_ms=1e6)
-    node.begin()
-    # Nothing new is seen, so that nothing new is asked for.
-    node.until(lambda: bool(node.transport.sent["action"]), None)
-    (first,) = node.transport.sent["action"]
-    assert [point.positions[0] for point in first.points] == [7 + 100 * i for i in range(8)]
-    assert [point.time_from_start.nanosec for point in first.points[:2]] == [100_000_000, 200_000_000]
-    node.until(lambda: len(node.transport.sent["action"]) == 2, None)
-    # Where no action is due any more, a trajectory of one point ends the motion.
-    assert [list(point.positions) for point in node.transport.sent["action"][1].points] == [[707, 0]]
-    for _ in range(3):
-        node.tick(None)
-    assert len(node.transport.sent["action"]) == 2

@@ -1,5 +1,6 @@
 """Parameters: types, ranges, and the files that ship."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,27 @@ def test_every_file_that_ships_maps_its_policy_s_observation(path: Path) -> None
     written = parameter_file(path)
     doubles = {each.name for each in PARAMETERS if each.kind is ParameterType.DOUBLE}
     assert all(isinstance(written[name], float) for name in doubles & written.keys())
+
+
+def _values(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
+    match node:
+        case yaml.MappingNode():
+            for _, value in node.value:
+                yield from _values(value)
+        case yaml.SequenceNode():
+            for value in node.value:
+                yield from _values(value)
+        case yaml.ScalarNode():
+            yield node
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_word_of_a_file_that_ships_is_a_truth_value_to_ros(path: Path) -> None:
+    """rcl_yaml_param_parser reads YAML 1.1's words for it, more than PyYAML does, and refuses a list of two types."""
+    words = {"y", "n", "yes", "no", "on", "off", "true", "false"}
+    values = list(_values(yaml.compose(path.read_text())))
+    assert len(values) > 10
+    assert [each.value for each in values if each.style is None and each.value.lower() in words] == []
 
 
 def test_every_parameter_is_described_and_its_default_fits() -> None:
@@ -69,6 +91,15 @@ def test_a_whole_number_is_a_double_and_keys_bring_their_parameters() -> None:
 def test_limits_go_in_pairs() -> None:
     with pytest.raises(InvalidInput, match="action limits"):
         NodeSettings.read({"action_low": [0.0]})
+
+
+def test_zeros_are_no_rest_of_a_trajectory() -> None:
+    given = {"output": "trajectory", "action_names": ["x"]}
+    with pytest.raises(InvalidInput) as refused:
+        NodeSettings.read(given | {"hold": "zero"})
+    told = "hold: expected repeat or silent with output: trajectory, got zero; its points are positions."
+    assert str(refused.value) == told
+    assert NodeSettings.read(given | {"hold": "silent"}).values["hold"] == "silent"
 
 
 def test_settings_become_the_loop_s() -> None:

@@ -7,10 +7,10 @@ import pytest
 
 import bac
 from bac.control import Observation, Request
-from bac.errors import InvalidInput, Mismatch, MissingArtefact
+from bac.errors import InvalidInput, Mismatch, MissingArtefact, Unavailable
 from policies import load_policy
 from policies.realtime import ChunkSource
-from ros2_bridge.policy import _resolve, load
+from ros2_bridge.policy import _resolve, _warm_inpainting, load
 from ros2_bridge.settings import NodeSettings
 
 
@@ -69,3 +69,44 @@ def test_schedules_that_were_not_built_are_refused() -> None:
         ready.index("bac-s7")
     with pytest.raises(InvalidInput):
         _settings(executor="fast")
+
+
+def test_every_number_of_committed_actions_is_warmed_for_every_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[tuple[int, int]] = []
+    chunks = ChunkSource.chunks
+
+    def noted(source: ChunkSource, observation: Any, keys: Any, committed: Any, level: int = 0) -> np.ndarray:
+        warmed.extend((level, len(actions)) for actions in committed if actions is not None)
+        return chunks(source, observation, keys, committed, level)
+
+    monkeypatch.setattr(ChunkSource, "chunks", noted)
+    load(_settings(caches=["bac-s7"], seam="inpaint", deadline_ticks=2))
+    assert warmed == [(0, 1), (0, 2), (1, 1), (1, 2)]
+
+
+def test_no_more_actions_are_committed_than_a_chunk_has() -> None:
+    warmed: list[int] = []
+
+    class Source:
+        length = 15
+
+        def chunks(self, observation: Any, keys: Any, committed: Any, level: int) -> np.ndarray:
+            warmed.extend(len(actions) for actions in committed if actions is not None)
+            return np.zeros((1, self.length, 2), np.float32)
+
+    _warm_inpainting(Source(), {}, 1, 1000)  # type: ignore[arg-type]
+    assert warmed == list(range(1, 16))
+
+
+@pytest.mark.parametrize("seam", ["replace", "inpaint"])
+def test_a_sampler_that_cannot_inpaint_fails_configure(monkeypatch: pytest.MonkeyPatch, seam: str) -> None:
+    def refuse(sampler: object) -> np.ndarray:
+        raise Unavailable("committed actions: expected another sampler, got this; use another seam than inpaint.")
+
+    monkeypatch.setattr("bac.executors.committed.path_operator", refuse)
+    settings = _settings(seam=seam, deadline_ticks=1)
+    if seam == "inpaint":
+        with pytest.raises(Unavailable, match="another seam than inpaint"):
+            load(settings)
+    else:
+        load(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -13,14 +14,26 @@ import pytest
 
 pytest.importorskip("rosbags")
 
-from bac.errors import MissingArtefact
+from bac.errors import MissingArtefact, Unavailable
 from ros2_bridge.conversion import header
+from ros2_bridge.driver import DriverState
 from ros2_bridge.messages import MessageTypes
 from ros2_bridge.node_clock import SystemClock
 from ros2_bridge.parameters import PARAMETERS as DECLARED
 from ros2_bridge.policy import ReadyPolicy
 from tests.ros2_bridge import fake_rclpy
-from tests.ros2_bridge.fake_rclpy import BUS, PUBLISHERS, SENT, Parameter, TransitionCallbackReturn, to_rclpy
+from tests.ros2_bridge.fake_rclpy import (
+    BUS,
+    CONTEXT,
+    PUBLISHERS,
+    SENT,
+    WORK,
+    Parameter,
+    RCLError,
+    SignalHandlerOptions,
+    TransitionCallbackReturn,
+    to_rclpy,
+)
 from tests.ros2_bridge.toys import PARAMETERS, PATIENCE_S, loading, policy
 
 TYPES = MessageTypes("jazzy")
@@ -38,23 +51,25 @@ def rclpy_node(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def make(rclpy_node: ModuleType) -> Iterator[Callable[..., Any]]:
     made = []
+    CONTEXT.init(signal_handler_options=SignalHandlerOptions.NO)
 
-    def begin(load: Any = None, **changed: Any) -> Any:
+    def begin(load: Any = None, cli_args: Any = None, **changed: Any) -> Any:
         overrides = [Parameter(name, value=value) for name, value in (PARAMETERS | changed).items()]
-        made.append(rclpy_node.PolicyNode(load=load or loading(), parameter_overrides=overrides))
+        made.append(rclpy_node.PolicyNode(load=load or loading(), parameter_overrides=overrides, cli_args=cli_args))
         return made[-1]
 
     yield begin
     for each in made:
         each.core.shutdown()
         each.destroy_node()
+    CONTEXT.try_shutdown()
 
 
 def _status() -> dict[str, Any]:
     return dict(json.loads(SENT["~/status"][-1].data))
 
 
-def _sense() -> None:
+def _sense(place: str = "place") -> None:
     """What a robot publishes, as the middleware hands it over."""
     make, now_ns = TYPES.make, SystemClock().ros_ns()
     pose = make("geometry_msgs/msg/Pose", position=make("geometry_msgs/msg/Point", x=7.0, y=2.0))
@@ -63,7 +78,7 @@ def _sense() -> None:
         "joint_states": make(
             "sensor_msgs/msg/JointState", header=header(make, now_ns), name=["elbow", "shoulder"], position=position
         ),
-        "place": make("geometry_msgs/msg/PoseStamped", header=header(make, now_ns), pose=pose),
+        place: make("geometry_msgs/msg/PoseStamped", header=header(make, now_ns), pose=pose),
     }
     for topic, message in messages.items():
         for subscription in list(BUS[topic]):
@@ -128,12 +143,13 @@ def test_an_error_leads_to_unconfigured_and_the_node_can_be_used_again(make: Cal
     node = make(load)
     assert node.trigger_configure() is ERROR
     assert (node.label, node.core.state) == ("unconfigured", "unconfigured")
+    assert node.errors == ["RuntimeError: CUDA error"]
     broken[0] = False
     assert node.trigger_configure() is SUCCESS
 
 
 def test_messages_become_actions(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    node = make(phase_ms=0.0, rate_hz=100.0)
+    node = make(phase_ms=0.0, rate_hz=100.0, deadline_ticks=100)
     sent = threading.Event()
     node.trigger_configure()
     (publisher,) = PUBLISHERS["action"]
@@ -155,12 +171,13 @@ def test_messages_become_actions(make: Callable[..., Any], monkeypatch: pytest.M
     assert len(SENT["action"]) == count
 
 
-def test_two_publishers_are_refused(make: Callable[..., Any]) -> None:
-    node = make()
+@pytest.mark.parametrize("remapped", [None, ["--ros-args", "-r", "place:=arm/place"]])
+def test_two_publishers_are_refused(make: Callable[..., Any], remapped: list[str] | None) -> None:
+    node = make(cli_args=remapped)
     node.trigger_configure()
     for _ in range(2):
         node.create_publisher(fake_rclpy.MESSAGES["geometry_msgs/msg/PoseStamped"], "place", None)
-    _sense()
+    _sense("arm/place" if remapped else "place")
     figures = node.core.figures()
     assert figures["refused_second_publisher"] == 1
     assert node.core._intake.missing == ["place"]
@@ -227,23 +244,86 @@ def test_simulated_time_is_taken_from_the_clock_topic(make: Callable[..., Any]) 
     assert (stamp.sec, stamp.nanosec) == (5, 7)
 
 
-def test_main_configures_itself_when_it_is_given_parameters(
-    rclpy_node: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nodes = []
+@pytest.fixture
+def nodes(rclpy_node: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The nodes that ``main`` makes, over the toys' policy."""
+    made: list[Any] = []
 
     class Node(rclpy_node.PolicyNode):  # type: ignore[name-defined, misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, load=loading(), **options)
-            nodes.append(self)
+            super().__init__(*arguments, **{"load": loading()} | options)
+            made.append(self)
 
     monkeypatch.setattr(rclpy_node, "PolicyNode", Node)
+    before = signal.getsignal(signal.SIGINT)
+    yield made
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not CONTEXT.ok()
+
+
+def test_main_configures_itself_when_it_is_given_parameters(rclpy_node: ModuleType, nodes: list[Any]) -> None:
     rclpy_node.main(PARAMETERS | {"rate_hz": 20, "caches": []})
     (node,) = nodes
     assert node.get_parameter("rate_hz").value == 20.0
     assert [json.loads(message.data)["state"] for message in SENT["~/status"]][-1] == "finalized"
     assert node.label == "active"
     assert node.entities == []
+
+
+def test_main_ends_where_the_node_cannot_configure_itself(rclpy_node: ModuleType, nodes: list[Any]) -> None:
+    with pytest.raises(Unavailable, match=r"^configure: expected success, got failure; see what the node logged\.$"):
+        rclpy_node.main(PARAMETERS | {"hold": "zero", "output": "trajectory", "action_names": ["x", "y"]})
+    (node,) = nodes
+    (told,) = node.errors
+    assert told.startswith("hold: expected repeat or silent with output: trajectory, got zero")
+    assert (node.label, node.entities) == ("unconfigured", [])
+
+
+def test_a_transition_that_the_state_does_not_have_is_logged_and_the_node_goes_on(
+    rclpy_node: ModuleType, nodes: list[Any]
+) -> None:
+    seen: list[str] = []
+    WORK.extend([lambda: nodes[0].trigger_activate(), lambda: seen.append(str(nodes[0].core.state))])
+    rclpy_node.main(PARAMETERS)
+    assert nodes[0].errors == ["Transition activate is not registered for state active"]
+    assert seen == ["active"]
+    assert _status()["state"] == "finalized"
+
+
+def test_an_interrupted_node_lets_the_robot_rest_before_ros_is_shut_down(
+    rclpy_node: ModuleType, nodes: list[Any]
+) -> None:
+    def drive() -> None:
+        patience = threading.Event()
+        while not SENT["action"]:
+            _sense()
+            patience.wait(0.01)
+
+    WORK.append(drive)
+    rclpy_node.main(PARAMETERS | {"hold": "zero", "phase_ms": 0.0, "rate_hz": 100.0})
+    assert list(SENT["action"][0].data) == [7.0, 0.0]
+    assert list(SENT["action"][-1].data) == [0.0, 0.0]
+    assert nodes[0].entities == []
+
+
+def test_a_node_ends_in_order_when_others_have_shut_ros_down(rclpy_node: ModuleType, nodes: list[Any]) -> None:
+    WORK.append(CONTEXT.try_shutdown)
+    rclpy_node.main(PARAMETERS)
+    assert (nodes[0].core.state, nodes[0].entities) == ("finalized", [])
+
+
+def test_only_a_context_that_is_down_excuses_a_message_that_was_not_sent(make: Callable[..., Any]) -> None:
+    node = make()
+    (status,) = PUBLISHERS["~/status"]
+
+    def refuse(message: Any) -> None:
+        raise RCLError("out of memory")
+
+    status.publish = refuse
+    with pytest.raises(RCLError, match="out of memory"):
+        node.core.publish_status(DriverState())
+    CONTEXT.try_shutdown()
+    node.core.publish_status(DriverState())
 
 
 @pytest.mark.ros

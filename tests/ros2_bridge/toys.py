@@ -216,6 +216,16 @@ class Bench:
         self.clock.advance_ms(50)
         self.clock.await_sleep(unless=lambda: self.status()["motion"] == "stopped")
 
+    def until_missing(self, *topics: str) -> None:
+        """Wait until nothing is known of these topics."""
+        intake, moment = self.core._intake, threading.Event()
+        assert intake is not None
+        for _ in range(round(PATIENCE_S / 0.001)):
+            if intake.missing == list(topics):
+                return
+            moment.wait(0.001)
+        raise AssertionError(f"only {intake.missing} are missing")
+
     def until(self, so: Callable[[], bool], x: float | None = 7.0) -> None:
         """Tick until it is so; in a thread, inference answers in its own time."""
         for _ in range(100_000):

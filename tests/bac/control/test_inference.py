@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from scenarios import Robot, consistent, named_actions, numbers, settings
 from bac.control import Command, ControlLoop, Observation, ProcessPredictor, Request, ThreadInference, VirtualClock
 from bac.control.inference import Answer
 from bac.control.process_inference import ProcessDied
-from bac.errors import InvalidInput
+from bac.errors import InvalidInput, Unavailable
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
@@ -210,3 +211,86 @@ def test_a_process_that_dies_at_work_says_so() -> None:
 
 def make_dying() -> Callable[[Request], np.ndarray]:
     return die
+
+
+def make_when_there(path: Path) -> Callable[[Request], np.ndarray]:
+    until(path.exists)
+    return named_actions
+
+
+def test_a_process_may_load_for_longer_than_inference_may_be_silent(tmp_path: Path) -> None:
+    predictor = ProcessPredictor(partial(make_when_there, tmp_path / "weights"))
+    inference, clock = ThreadInference(predictor), VirtualClock()
+    loop = ControlLoop(settings(stall_ms=150.0), inference, clock)
+    robot = Robot(clock)
+    loop.run(robot.observe, robot.execute, 1)
+    until(lambda: predictor.loading)
+    loop.run(robot.observe, robot.execute, 20)
+    (tmp_path / "weights").touch()
+    until(lambda: not predictor.loading)
+    answer = answer_from(inference)
+    inference.poll = lambda: answer  # type: ignore[method-assign]
+    report = loop.run(robot.observe, robot.execute, 21)
+    assert robot.story() == 20 * ". " + "0"
+    assert numbers(report, "requests", "given_up", "accepted", "stops") == [2, 0, 1, 0]
+    # Now it is loaded, and silent for longer than it may be.
+    inference.poll = lambda: None  # type: ignore[method-assign]
+    report = loop.run(robot.observe, robot.execute, 40)
+    assert robot.story() == 20 * ". " + "0 1 2 3 4 5 !"
+    predictor.close()
+
+
+def test_a_call_while_the_process_loads_waits_for_it_and_the_earlier_one_is_refused(tmp_path: Path) -> None:
+    predictor = ProcessPredictor(partial(make_when_there, tmp_path / "weights"))
+    refused: list[str] = []
+
+    def predict(asked: Request) -> np.ndarray:
+        try:
+            return predictor(asked)
+        except Unavailable as refusal:
+            refused.append(str(refusal))
+            raise
+
+    inference = ThreadInference(predict)
+    inference.submit(request(0))
+    until(lambda: predictor.pid)
+    loading = predictor.pid
+    inference.restart()
+    inference.submit(request(1))
+    until(lambda: predictor._calls == 2)
+    (tmp_path / "weights").touch()
+    answer = answer_from(inference)
+    assert answer.actions is not None
+    assert (answer.request.number, answer.actions[0], predictor.pid) == (1, 100, loading)
+    until(lambda: refused)
+    assert refused == ["inference process: expected one request, got a later one while it loaded; ask again."]
+    predictor.close()
+
+
+def test_a_process_is_loaded_by_start_and_once() -> None:
+    predictor = ProcessPredictor(make_hanging)
+    predictor.start()
+    started = predictor.pid
+    predictor.start()
+    assert predictor(request(1))[0] == 100
+    assert (predictor.pid, predictor.loading) == (started, False)
+    predictor.close()
+    predictor.start()
+    assert predictor.pid != started
+    predictor.close()
+
+
+def test_a_process_that_dies_while_it_loads_says_so_and_is_started_again(tmp_path: Path) -> None:
+    predictor = ProcessPredictor(partial(make_once, tmp_path / "tried"))
+    with pytest.raises(ProcessDied, match=r"^inference process \d+ died while it loaded$"):
+        predictor.start()
+    assert not predictor.loading
+    assert predictor(request(1))[0] == 100
+    predictor.close()
+
+
+def make_once(path: Path) -> Callable[[Request], np.ndarray]:
+    if not path.exists():
+        path.touch()
+        os._exit(1)
+    return named_actions

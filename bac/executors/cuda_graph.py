@@ -69,6 +69,7 @@ class CudaGraphExecutor:
         self, plan: Plan, trunk: ResidualTrunk, sampler: SamplerTable, record: Recorder = record_cuda_graph
     ) -> None:
         self.plan = plan
+        self._trunk = trunk
         self._eager = EagerExecutor(plan, trunk, sampler)
         self._steps = sampler.steps
         self._record = record
@@ -105,5 +106,5 @@ class CudaGraphExecutor:
 
     def _recorded(self, observation: Tensor, initial: Tensor, steps: Tensor, committed: Committed | None) -> _Recording:
         noise = ChunkNoise(initial, steps)
-        chunk, replay = self._record(lambda: self._eager(observation, noise, committed))
+        chunk, replay = self._record(lambda: self._eager.denoise(self._trunk.condition(observation), noise, committed))
         return _Recording(observation, noise, committed, chunk, replay)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import alike, random_forecast, random_schedule, with_groups
+from toys import NoHostReads, alike, random_forecast, random_schedule, with_groups
 
 from bac.errors import InvalidInput, Mismatch, Unavailable
 from bac.executors import (
@@ -70,8 +70,10 @@ def plan_for(trunk: DiffusionTransformerTrunk, sampler: SamplerTable, seed: int)
 
 
 def record_on_cpu(run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], object]]:
-    """Stand in for a graph: the same buffers, the same memory for the result."""
-    chunk = run()
+    """Stand in for a graph: the same buffers, the same memory for the result, nothing read back once it is warm."""
+    run()
+    with NoHostReads():
+        chunk = run()
     return chunk, lambda: chunk.copy_(run())
 
 
@@ -351,17 +353,3 @@ def test_onnx_graph_stores_every_weight_once() -> None:
     assert shapes == [(4 * SMALL.width, SMALL.width)] * (SMALL.layers + 1)
     assert {prop.key: prop.value for prop in model.metadata_props} == {"task": "toy"}
     assert {opset.version for opset in model.opset_import} == {17}
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_graph_is_the_eager_executor_on_the_gpu() -> None:
-    trunk, sampler = trunk_of(SMALL), ddpm(PROCESS)
-    trunk = DiffusionTransformerTrunk(trunk._network.to("cuda"))
-    for batch in (1, 3, 1):
-        observation, noise = inputs(SMALL, batch, 9, batch)
-        observation, noise = observation.cuda(), ChunkNoise(noise.initial.cuda(), noise.steps.cuda())
-        plan = optimise(lower(grouped(random_schedule(batch, 9, trunk.blocks))))
-        expected = EagerExecutor(plan, trunk, sampler)(observation, noise)
-        chunk = CudaGraphExecutor(plan, trunk, sampler)(observation, noise)
-        torch.testing.assert_close(chunk, expected, rtol=0, atol=TOLERANCE)

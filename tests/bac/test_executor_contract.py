@@ -69,7 +69,7 @@ def plan_for(trunk: DiffusionTransformerTrunk, sampler: SamplerTable, seed: int)
     return optimise(lower(random_schedule(seed, sampler.steps, trunk.blocks)))
 
 
-def record_on_cpu(run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], object]]:
+def record_on_cpu(run: Callable[[], torch.Tensor], device: torch.device) -> tuple[torch.Tensor, Callable[[], object]]:
     """Stand in for a graph: the same buffers, the same memory for the result, nothing read back once it is warm."""
     run()
     with NoHostReads():

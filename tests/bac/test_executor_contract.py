@@ -24,6 +24,7 @@ from bac.executors import (
     WeightType,
     select,
 )
+from bac.executors.toolchain import build_library
 from bac.onnx_graph import onnx_graph
 from bac.passes import optimise
 from bac.plan import Plan, lower
@@ -280,6 +281,29 @@ def test_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(Unavailable, match=r"compiling decoder\.cpp: expected success of .*no such vector; use g\+\+"):
         select("compiled", trunk_of(SMALL))
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_damaged_library_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BAC_CACHE", str(tmp_path))
+    source = tmp_path / "one.cpp"
+    source.write_text('extern "C" int one() { return 1; }')
+    # Compiled once, in the name that the cache has for it, and damaged before anything has loaded it.
+    with monkeypatch.context() as context:
+        context.setattr("bac.executors.toolchain.ctypes.CDLL", str)
+        library = Path(build_library(source, {}))
+    library.write_bytes(library.read_bytes()[:100])
+    assert build_library(source, {}).one() == 1
+
+
+def test_a_folder_that_holds_no_programs_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(path: str) -> None:
+        raise OSError(f"{path}: failed to map segment from shared object")
+
+    monkeypatch.setattr("bac.executors.toolchain.ctypes.CDLL", refuse)
+    told = r"compiled code: expected a library that can be loaded, got .*failed to map .*; set BAC_CACHE to a folder"
+    with pytest.raises(Unavailable, match=told):
+        select("compiled", trunk_of(SMALL))
+    assert select("auto", trunk_of(SMALL)).kind is ExecutorKind.EAGER
 
 
 def test_cache_that_cannot_be_written_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from test_executor_contract import (
 )
 from toys import NoHostReads, random_schedule
 
+from bac.decoder import visible_prefix
 from bac.errors import InvalidInput
 from bac.executors import ChunkNoise, Committed, CudaGraphExecutor, EagerExecutor
 from bac.executors.cuda_graph import record_cuda_graph
@@ -124,6 +125,31 @@ def test_the_latest_recordings_are_kept_and_no_more(monkeypatch: pytest.MonkeyPa
     # 2 went for 1, since 3 had been used after it.
     assert recorded == [3, 2, 1, 2]
     assert len(execute._recordings) == 2
+
+
+class OnDevice(torch.Tensor):
+    """Stands for a tensor on a GPU: nothing on the host goes with it until it is brought there."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if function is torch.Tensor.cpu:
+                return args[0].as_subclass(torch.Tensor).clone()
+            if any(type(each) is torch.Tensor for each in args):
+                raise RuntimeError(f"Expected all tensors to be on the same device: {function}")
+            result = function(*args, **(kwargs or {}))
+            return result.as_subclass(cls) if isinstance(result, torch.Tensor) else result
+
+
+def test_a_mask_on_a_device_is_read() -> None:
+    mask = torch.full((3, 4), -torch.inf).triu(2)
+    assert visible_prefix(mask.as_subclass(OnDevice)) == visible_prefix(mask) == (2, 3, 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_mask_on_the_gpu_is_read() -> None:
+    assert visible_prefix(torch.full((3, 4), -torch.inf, device="cuda").triu(2)) == (2, 3, 4)
 
 
 @pytest.mark.gpu

@@ -245,7 +245,9 @@ class FeatureProfile:
         )
         # A single gain may be 0: where all of the clean chunk's estimate is clipped, nothing gets through.
         within = np.isfinite(array) & (array >= rule.least) & (array <= rule.most)
-        if not fits or not within.all() or not array.any():
+        # With a single step there is nothing to change.
+        dead = self.steps > 1 and not array.any()
+        if not fits or not within.all() or dead:
             raise InvalidInput(
                 sentence(
                     f"feature profile, {name}",

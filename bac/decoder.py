@@ -119,9 +119,10 @@ def visible_prefix(mask: Tensor) -> tuple[int, ...]:
     Raises:
         InvalidInput: the mask is not 0 on a first stretch of at least one key and minus infinity after it.
     """
+    mask = mask.cpu()
     counts = (mask == 0).sum(dim=1)
-    expected = torch.zeros_like(mask).masked_fill(torch.arange(mask.shape[1]) >= counts[:, None].cpu(), -torch.inf)
-    if int(counts.min()) < 1 or not torch.equal(mask.cpu(), expected.cpu()):
+    expected = torch.zeros_like(mask).masked_fill(torch.arange(mask.shape[1]) >= counts[:, None], -torch.inf)
+    if int(counts.min()) < 1 or not torch.equal(mask, expected):
         raise InvalidInput(
             sentence(
                 "attention mask",

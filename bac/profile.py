@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,7 +206,8 @@ class FeatureProfile:
         try:
             ZipFile(path).close()  # refuses first: ZipStore's exit hides a failed opening behind an AttributeError
             with zarr.storage.ZipStore(path, mode="r") as store:
-                root = zarr.open_group(store, mode="r")
+                # Consolidated metadata may slip in arrays of zarr v2, whose codecs include pickle.
+                root = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
                 attributes: dict[str, Any] = root.attrs.asdict()
                 if attributes["format"] != _FORMAT:
                     raise KeyError(f"format {attributes['format']!r}")
@@ -217,7 +217,7 @@ class FeatureProfile:
             provenance = Provenance(attributes["checkpoint"], attributes["sampler"])
             blocks = tuple(Block.parse(name) for name in attributes["blocks"])
             observations = int(attributes["observations"])
-        except (BadZipFile, KeyError, FileNotFoundError, json.JSONDecodeError) as error:
+        except (BadZipFile, KeyError, FileNotFoundError, ValueError) as error:
             raise CorruptArtefact(
                 sentence(
                     f"feature profile {path}",
@@ -245,7 +245,9 @@ class FeatureProfile:
         )
         # A single gain may be 0: where all of the clean chunk's estimate is clipped, nothing gets through.
         within = np.isfinite(array) & (array >= rule.least) & (array <= rule.most)
-        if not fits or not within.all() or not array.any():
+        # With a single step there is nothing to change.
+        dead = self.steps > 1 and not array.any()
+        if not fits or not within.all() or dead:
             raise InvalidInput(
                 sentence(
                     f"feature profile, {name}",

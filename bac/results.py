@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -30,6 +31,10 @@ _PACKAGES = (
 )
 
 
+_BOARD = Path("/proc/device-tree/model")
+_PROCESSORS = Path("/proc/cpuinfo")
+
+
 def run_provenance(device: torch.device, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return commit, command, device, threads, dtype, versions and configuration of this process."""
     return {
@@ -52,25 +57,31 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
 
 def _commit() -> str:
     """Return the commit of this checkout, ``+dirty`` if files differ from it, or ``unknown`` outside a checkout."""
-    folder = Path(__file__).parent
+    file = Path(__file__)
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
+        command = ["git", "-C", str(file.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        # A package installed below somebody else's checkout is no part of it.
+        git("ls-files", "--error-unmatch", file.name)
         return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    """Return board and chip; the board where the machine names one, for many a board has the same chip."""
+    board = _BOARD.read_text(errors="replace").strip("\0 \n") if _BOARD.exists() else ""
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    return f"{board}, {chip}" if board else chip
+
+
+def _processor_name() -> str:
+    lines = _PROCESSORS.read_text().splitlines() if _PROCESSORS.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} x {len(names)}" if names else platform.processor() or platform.machine()
+    return f"{names[0]} x {len(names)}" if names else f"{platform.machine()} x {os.cpu_count()}"
 
 
 def _version(package: str) -> str | None:

@@ -34,6 +34,8 @@ from bac.predictions import (
 from bac.trunk import Block
 
 _FORMAT = "bac-schedule-1"
+_MOST_STEPS = 100_000
+"""A hundred times what diffusion processes have; a damaged number must not ask for all memory."""
 
 
 @dataclass(frozen=True)
@@ -309,7 +311,7 @@ class CacheSchedule:
                 raise KeyError(f"format {document['format']!r}")
             steps = _whole(document["steps"])
             rows = {Block.parse(name): [_whole(step) for step in row] for name, row in document["updates"].items()}
-            if steps < 1 or not 0 < len(rows) == len(document["updates"]):
+            if not 1 <= steps <= _MOST_STEPS or not 0 < len(rows) == len(document["updates"]):
                 raise ValueError(f"{steps} steps of {len(rows)} different blocks")
             provenance = Provenance(str(document["checkpoint"]), dict(document["sampler"]))
             method, parameters = str(document["method"]), dict(document["parameters"])
@@ -319,7 +321,7 @@ class CacheSchedule:
                 forecast = read_forecast(document["forecast"], rows, steps, grouped=groups is not None)
             tokens = read_tokens(document["tokens"], rows, steps) if "tokens" in document else None
             recall = read_recall(document["recall"], rows, steps) if "recall" in document else None
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise CorruptArtefact(
                 sentence(
                     "schedule",

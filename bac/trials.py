@@ -30,7 +30,8 @@ class Trials:
         observed: normalised observations float32[N, To, Do].
         noise: of the N calls.
         executed: the actions of a chunk that count.
-        executor: what runs the trials.
+        executor: what runs the trials. On a GPU ``cuda_graph`` is left to ``block_times``: a schedule is judged by a
+            single call, which does not repay a capture, so eager makes it.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Trials:
         self._noise = noise
         self._executed = executed
         self._kind = executor
+        captures = trunk.device.type == "cuda" and executor in {ExecutorKind.AUTO, ExecutorKind.CUDA_GRAPH}
+        self._judging = ExecutorKind.EAGER if captures else executor
         uncached = full_schedule(trunk.blocks, sampler.steps, provenance)
-        self._executor = build_executor(uncached, trunk, sampler, provenance, executor)
+        self._executor = build_executor(uncached, trunk, sampler, provenance, self._judging)
         self._expected = self._actions(self._executor, torch.arange(len(self)))
 
     def __len__(self) -> int:
@@ -79,7 +82,7 @@ class Trials:
                 )
             )
         chosen = torch.arange(len(self)) if rows is None else torch.from_numpy(np.flatnonzero(rows))
-        actions = self._actions(self._bound(schedule), chosen)
+        actions = self._actions(self._bound(schedule, self._judging), chosen)
         return (actions - self._expected[chosen]).abs().mean(dim=(1, 2)).cpu().numpy()
 
     def block_times(self, calls: int = 15) -> tuple[np.ndarray, float]:
@@ -95,7 +98,7 @@ class Trials:
             masks[kind] = masks[""] | np.array([[block.kind is kind] for block in blocks])
         taken = measure_interleaved(
             {
-                kind: partial(self._actions, self._bound(self._schedule(mask)), torch.arange(1))
+                kind: partial(self._actions, self._bound(self._schedule(mask), self._kind), torch.arange(1))
                 for kind, mask in masks.items()
             },
             calls=calls,
@@ -113,10 +116,10 @@ class Trials:
     def _schedule(self, mask: np.ndarray) -> CacheSchedule:
         return CacheSchedule(mask, self.trunk.blocks, self.provenance, "trial")
 
-    def _bound(self, schedule: CacheSchedule) -> Executor:
+    def _bound(self, schedule: CacheSchedule, kind: ExecutorKind) -> Executor:
         if schedule.tokens is None and isinstance(self._executor, CompiledExecutor):
             return self._executor.with_plan(optimise(lower(schedule)))
-        return build_executor(schedule, self.trunk, self.sampler, self.provenance, self._kind)
+        return build_executor(schedule, self.trunk, self.sampler, self.provenance, kind)
 
     def _actions(self, executor: Executor, rows: Tensor) -> Tensor:
         noise = ChunkNoise(self._noise.initial[rows], self._noise.steps[:, rows])

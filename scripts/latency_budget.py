@@ -58,11 +58,18 @@ def main(config: LatencyBudgetConfig, folder: Path) -> None:
 def _device_profile(
     config: LatencyBudgetConfig, policy: DiffusionPolicy, bank: ScheduleBank, executor: Selection
 ) -> DeviceProfile:
-    """Return what the bank's schedules take on this device, timed and kept if they were not yet."""
+    """Return what the bank's schedules take on this device, timed and kept if they were not yet.
+
+    Raises:
+        Mismatch: what is kept under this device's name was measured on another.
+    """
     home = bank_folder(policy)
     path = device_path(home, policy.trunk.device, executor)
     if path.is_file() and not config.measure:
-        return DeviceProfile.load(path)
+        kept = DeviceProfile.load(path)
+        about = run_provenance(policy.trunk.device, {})
+        kept.require(about["device"], about["threads"], executor.kind, executor.weights)
+        return kept
     candidates = {
         each.name: load_entry(policy, home, each, executor.kind, executor.weights)
         for each in tqdm(bank.entries, desc="build", unit="schedule")

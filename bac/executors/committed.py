@@ -86,11 +86,12 @@ class CommittedPaths:
     def __call__(self, committed: Committed, noise: ChunkNoise) -> Tensor:
         """Return float32[K + 1, B, n, Da]: the committed actions as step k sees them, and last as they are.
 
+        They fit the noise: an executor asks ``Committed.require`` at its entrance, for that reads values back to the
+        host, which no CUDA graph can capture.
+
         Raises:
-            InvalidInput: they do not fit the noise.
             Unavailable: the sampler's steps have no noise level.
         """
-        committed.require(noise)
         actions, place = committed.actions.float(), committed.place
         given = torch.cat((actions[None], noise.initial[None, :, place], noise.steps[:, :, place]))
         path = (self._operator @ given.flatten(1)).reshape(-1, *actions.shape)

@@ -138,6 +138,8 @@ class CompiledExecutor:
         batch = observation.shape[0]
         noise.require(batch, self._sampler.steps)
         noise.require_float32(*self._shape)
+        if committed is not None:
+            committed.require(noise)
         condition = torch.stack(list(self._trunk.condition(observation))).float()
         path = None if committed is None or not committed.count else self._paths(committed, noise)
         first = 0 if committed is None else committed.first

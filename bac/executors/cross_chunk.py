@@ -95,9 +95,11 @@ class CrossChunkExecutor:
         """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do].
 
         Raises:
-            InvalidInput: the noise has no keys, or two equal ones.
+            InvalidInput: the noise has no keys, or two equal ones, or the committed actions do not fit.
         """
         noise.require(observation.shape[0], self._steps)
+        if committed is not None:
+            committed.require(noise)
         keys = _require_keys(noise)
         # Read once: another thread may put its own in place meanwhile.
         before = self._left

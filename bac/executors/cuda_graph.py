@@ -7,6 +7,7 @@ graph per batch size; inputs are copied into buffers of fixed address, the loop 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,23 +22,27 @@ from bac.sampler_table import SamplerTable
 from bac.trunk import ResidualTrunk
 
 _WARMUP_CALLS = 3
+_MOST_RECORDINGS = 16
+"""A robot's committed actions are none to 15 of its one row; each batch of a rollout that shrinks comes only once."""
 
-Recorder = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], object]]]
-"""Runs a function once; returns its result and what computes it again into the same memory."""
+Recorder = Callable[[Callable[[], Tensor], torch.device], tuple[Tensor, Callable[[], object]]]
+"""Runs a function of a device once; returns its result and what computes it again into the same memory."""
 
 
-def record_cuda_graph(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
-    """Capture ``run`` as a CUDA graph of the current device."""
-    # Libraries choose kernels and allocate workspaces at their first calls, which must not be captured.
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(_WARMUP_CALLS):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
+def record_cuda_graph(run: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Callable[[], object]]:
+    """Capture ``run`` as a CUDA graph of ``device``, where all its tensors are."""
+    with torch.cuda.device(device):
+        # Libraries choose kernels and allocate workspaces at their first calls, which must not be captured.
+        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(_WARMUP_CALLS):
+                run()
+        torch.cuda.current_stream(device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Left to itself, torch captures on one stream per process, that of whatever device came first.
+        with torch.cuda.graph(graph, stream=side):
+            result = run()
     return result, graph.replay
 
 
@@ -55,6 +60,8 @@ class _Recording:
 class CudaGraphExecutor:
     """Runs a plan on a CUDA device. Calls from several threads take turns: they share buffers.
 
+    The graphs of the latest 16 kinds of call are kept, each with the memory of its batch.
+
     Args:
         plan: operations per step.
         trunk: the weights; the graph reads them in place.
@@ -69,10 +76,11 @@ class CudaGraphExecutor:
         self, plan: Plan, trunk: ResidualTrunk, sampler: SamplerTable, record: Recorder = record_cuda_graph
     ) -> None:
         self.plan = plan
+        self._trunk = trunk
         self._eager = EagerExecutor(plan, trunk, sampler)
         self._steps = sampler.steps
         self._record = record
-        self._recordings: dict[tuple[torch.Size, torch.Size, int, int], _Recording] = {}
+        self._recordings: OrderedDict[tuple[torch.Size, torch.Size, int, int], _Recording] = OrderedDict()
         self._turn = threading.Lock()
 
     @torch.inference_mode()
@@ -88,12 +96,15 @@ class CudaGraphExecutor:
         shapes = observation.shape, noise.initial.shape, place.start, place.stop
         with self._turn:
             if shapes not in self._recordings:
+                if len(self._recordings) == _MOST_RECORDINGS:
+                    self._recordings.popitem(last=False)
                 self._recordings[shapes] = self._recorded(
                     observation.clone(),
                     noise.initial.clone(),
                     noise.steps.clone(),
                     None if committed is None else Committed(committed.actions.clone(), committed.first),
                 )
+            self._recordings.move_to_end(shapes)
             recording = self._recordings[shapes]
             recording.observation.copy_(observation)
             recording.noise.initial.copy_(noise.initial)
@@ -105,5 +116,7 @@ class CudaGraphExecutor:
 
     def _recorded(self, observation: Tensor, initial: Tensor, steps: Tensor, committed: Committed | None) -> _Recording:
         noise = ChunkNoise(initial, steps)
-        chunk, replay = self._record(lambda: self._eager(observation, noise, committed))
+        chunk, replay = self._record(
+            lambda: self._eager.denoise(self._trunk.condition(observation), noise, committed), observation.device
+        )
         return _Recording(observation, noise, committed, chunk, replay)

@@ -48,11 +48,16 @@ class EagerExecutor:
     def __call__(self, observation: Tensor, noise: ChunkNoise, committed: Committed | None = None) -> Tensor:
         """Return the normalised action chunk float32[B, T, Da] for normalised observations float32[B, To, Do]."""
         noise.require(observation.shape[0], self._sampler.steps)
+        if committed is not None:
+            committed.require(noise)
         return self.denoise(self._trunk.condition(observation), noise, committed)
 
     @torch.inference_mode()
     def denoise(self, condition: Any, noise: ChunkNoise, committed: Committed | None = None) -> Tensor:
-        """Return the normalised action chunk float32[B, T, Da] under a condition of this executor's trunk."""
+        """Return the normalised action chunk float32[B, T, Da] under a condition of this executor's trunk.
+
+        Nothing is checked, so nothing is read back to the host: the caller knows that noise and committed actions fit.
+        """
         slots: _Slots = [None] * self.plan.slots
         original = torch.zeros_like(noise.initial)
         impose, path = _imposing(committed, noise, self._paths)

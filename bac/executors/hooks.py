@@ -53,7 +53,7 @@ class CacheHooks:
     """Applies a schedule to a network in place; ``detach`` (or leaving the ``with`` block) restores its own methods.
 
     A call is K forwards at ``timesteps[0], timesteps[1], ...`` in this order, from one thread. Anything else is
-    refused: a feature must never reach another call.
+    refused: a feature must never reach another call. A chunk that its thread did not live to end is abandoned.
 
     Args:
         sites: where the blocks are.
@@ -81,7 +81,7 @@ class CacheHooks:
         self._timesteps = [int(timestep) for timestep in timesteps]
         self._features: dict[int, deque[Tensor]] = {}
         self._step = -1
-        self._thread = 0
+        self._thread: threading.Thread | None = None
         self._restore = ExitStack()
         self._attached = False
 
@@ -134,15 +134,19 @@ class CacheHooks:
         return forward_at_step
 
     def _enter_step(self, timestep: int) -> None:
-        thread = threading.get_ident()
+        # The thread itself: its number may go to another one when it has ended.
+        thread = threading.current_thread()
+        if self._thread is not None and not self._thread.is_alive():
+            self._features.clear()
+            self._step, self._thread = -1, None
         if timestep == self._timesteps[0]:
-            if self._features and thread != self._thread:
+            if self._features and thread is not self._thread:
                 raise _interleaved()
             self._features.clear()
             self._step, self._thread = 0, thread
             return
         following = self._step + 1
-        if self._step >= 0 and thread != self._thread:
+        if self._step >= 0 and thread is not self._thread:
             raise _interleaved()
         if self._step < 0 or following >= len(self._timesteps) or timestep != self._timesteps[following]:
             expected = self._timesteps[following] if 0 < following < len(self._timesteps) else self._timesteps[0]

@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -26,17 +27,31 @@ def build_library(source: Path, defines: Mapping[str, int]) -> ctypes.CDLL:
     source, flags, compiler and processor, so that nothing stale is ever loaded.
 
     Raises:
-        Unavailable: no compiler, it refuses the source, or nothing can be written to the cache.
+        Unavailable: no compiler, it refuses the source, nothing can be written to the cache, or what lies there cannot
+            be loaded.
     """
     compiler = _compiler()
     flags = [*_FLAGS, *(f"-D{name}={value}" for name, value in sorted(defines.items()))]
     identity = [source.read_text(), *flags, compiler, str(Path(compiler).resolve().stat().st_mtime_ns), _processor()]
     digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()
     library = cache_folder() / f"{source.stem}-{digest[:24]}.so"
-    if not library.exists():
-        _require_writable(library.parent)
-        write_whole(library, partial(_compile, compiler, flags, source))
-    return ctypes.CDLL(str(library))
+    if library.exists():
+        # A damaged one is built again, as if it were missing.
+        with suppress(OSError):
+            return ctypes.CDLL(str(library))
+    _require_writable(library.parent)
+    write_whole(library, partial(_compile, compiler, flags, source))
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise Unavailable(
+            sentence(
+                "compiled code",
+                expected="a library that can be loaded",
+                got=error,
+                mend="set BAC_CACHE to a folder that may hold programs, or use executor=eager",
+            )
+        ) from error
 
 
 def cache_folder() -> Path:

@@ -41,7 +41,11 @@ class Method(Protocol):
         """Name with the budget, for instance ``bac-s10``; schedule files are called so."""
 
     def with_budget(self, budget: float) -> Self:
-        """Return the method with another budget: updates S, or GFLOPs."""
+        """Return the method with another budget: updates S, or GFLOPs.
+
+        Raises:
+            InvalidInput: a budget that the method cannot have.
+        """
 
     def schedule(self, profile: FeatureProfile) -> CacheSchedule:
         """Choose the update steps of every block."""
@@ -90,7 +94,15 @@ class ByUpdates(Parametrised):
         return f"s{self.updates}"
 
     def with_budget(self, budget: float) -> Self:
-        """Return the method with S = ``budget``."""
+        """Return the method with S = ``budget``.
+
+        Raises:
+            InvalidInput: S is not a whole number.
+        """
+        if not float(budget).is_integer():
+            raise InvalidInput(
+                sentence("cache.updates", expected="a whole number", got=budget, mend="choose one beside it")
+            )
         return replace(self, updates=int(budget))  # type: ignore[type-var]
 
 

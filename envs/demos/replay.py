@@ -78,7 +78,7 @@ def read_demonstrations(path: Path | str, keys: tuple[str, ...]) -> Demonstratio
         keys: names in ``data`` to read; others (images, say) are not touched.
 
     Raises:
-        DemonstrationError: the path, a group or a key is missing, or the store is damaged.
+        DemonstrationError: the path, a group or a key is missing, an array is not of numbers, or the store is damaged.
     """
     path = Path(path)
     with _opened(path) as root:
@@ -146,6 +146,7 @@ def _stored(root: zarr.Group, name: str, path: Path, keys: tuple[str, ...]) -> d
             f"demonstrations {path}: expected arrays {sorted(keys)} in '{name}', got {sorted(stored)}; "
             f"{missing} must be recorded or left out of the task's keys."
         )
+    _require_numbers({key: stored[key] for key in keys}, path)
     # A zip arrives whole or not at all; a folder can lose chunks, which zarr reads as zeros.
     if isinstance(root.store, LocalStore):
         lost = {key: stored[key].nchunks - stored[key].nchunks_initialized for key in keys}
@@ -155,3 +156,14 @@ def _stored(root: zarr.Group, name: str, path: Path, keys: tuple[str, ...]) -> d
                 "copy the folder again, or write it with its empty chunks."
             )
     return stored
+
+
+def _require_numbers(arrays: Mapping[str, zarr.Array[Any]], path: Path) -> None:
+    """Refuse, before a chunk is read, what a zarr v2 store may name to have code of its own run: the codec pickle."""
+    for key, array in arrays.items():
+        codecs = [str(getattr(codec, "codec_id", codec)) for codec in (*array.filters, *array.compressors)]
+        if array.dtype.kind not in "biuf" or "pickle" in codecs:
+            raise DemonstrationError(
+                f"demonstrations {path}: expected numbers in '{key}', got {array.dtype} behind {codecs}; "
+                "unpickling runs whatever the file says, so write the array again as numbers."
+            )

@@ -102,6 +102,21 @@ def test_no_committed_action_changes_no_bit(make: object) -> None:
     assert torch.equal(noise.initial, before)
 
 
+@pytest.mark.parametrize("committed", [None, given(5, 3)], ids=["free", "committed"])
+def test_rows_shared_out_among_threads_are_the_same_rows(
+    committed: Committed | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk, sampler = trunk_of(SMALL), ddpm(PROCESS)
+    plan, (observation, noise) = plan_for(trunk, sampler, 0), inputs(SMALL, 5, sampler.steps)
+    executor, chunks = compiled(plan, trunk, sampler), []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        chunks.append(executor(observation, noise, committed))
+    torch.testing.assert_close(chunks[1], chunks[0], rtol=0, atol=TOLERANCE)
+    if committed is not None:
+        assert torch.equal(chunks[1][:, committed.place], committed.actions)
+
+
 def test_the_rest_of_the_chunk_answers_to_what_was_committed() -> None:
     trunk, sampler = trunk_of(SMALL), ddim(PROCESS, 4)
     plan, (observation, noise) = plan_for(trunk, sampler, 0), inputs(SMALL, 1, sampler.steps)

@@ -30,6 +30,32 @@ def test_the_file_appears_only_when_whole(tmp_path: Path) -> None:
     assert path.read_text() == "whole"
 
 
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+
+    def write(partial: Path) -> None:
+        partial.write_text("first")
+        # As another thread, or a process of another container, would in between.
+        write_whole(path, lambda other: other.write_text("second"))
+        assert (partial.read_text(), path.read_text()) == ("first", "second")
+
+    write_whole(path, write)
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_contents_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "file.txt", []
+
+    def sync(descriptor: int) -> None:
+        assert not path.exists()
+        synced.append(os.pread(descriptor, 10, 0))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write_whole(path, lambda partial: partial.write_text("whole"))
+    assert synced == [b"whole"]
+
+
 def test_an_error_keeps_the_earlier_file_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("earlier")

@@ -182,6 +182,17 @@ def test_an_abandoned_chunk_does_not_reach_the_next() -> None:
         assert torch.equal(drive(network, DDPM, *inputs), expected)
 
 
+def test_a_thread_that_died_inside_a_chunk_abandons_it() -> None:
+    network, inputs = small_network(), random_inputs(3, batch=1, steps=8)
+    with hooks_on(network):
+        expected = drive(network, DDPM, *inputs)
+        for _ in range(2):
+            in_another_thread(lambda: [forward(network, int(timestep)) for timestep in DDPM.timesteps[:4]])
+            with pytest.raises(InvalidInput, match=r"expected 7, the next of the schedule, or 7 for a new chunk, got"):
+                forward(network, int(DDPM.timesteps[4]))  # what is left would be of the dead thread's chunk
+            assert torch.equal(drive(network, DDPM, *inputs), expected)
+
+
 @pytest.mark.parametrize(("steps", "blocks"), [(7, 6), (9, 6), (8, 3)])
 def test_refuses_a_schedule_of_other_steps_or_blocks(steps: int, blocks: int) -> None:
     sites = diffusion_transformer_sites(small_network())

@@ -333,6 +333,12 @@ def test_labels_name_the_budget() -> None:
     assert ErtaCache().with_budget(0.125).label == "ertacache-t0.125"
 
 
+@pytest.mark.parametrize("budget", [7.9, 0.5, float("nan"), float("inf")])
+def test_refuses_a_part_of_an_update(budget: float) -> None:
+    with pytest.raises(InvalidInput, match=rf"cache\.updates: expected a whole number, got {budget}; choose one"):
+        Uniform().with_budget(budget)
+
+
 def test_search_is_not_made_from_a_profile() -> None:
     with pytest.raises(MissingArtefact, match=r"schedule search-2\.4g: .*calibrate.py with the same cache=search"):
         Search().schedule(PROFILE)

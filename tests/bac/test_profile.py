@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +128,50 @@ def test_load_refuses_foreign_zips(tmp_path: Path) -> None:
     for path in (holiday, other, partial):
         with pytest.raises(CorruptArtefact, match=r"expected a whole bac-profile-1 store, got .*; write it again with"):
             FeatureProfile.load(path)
+
+
+class Ran:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._mark,)
+
+
+@pytest.mark.parametrize("consolidated", [False, True])
+def test_load_runs_no_pickle(tmp_path: Path, consolidated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As numcodecs before 0.16.6 has it.
+    monkeypatch.setattr("numcodecs.pickles.ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
+    path = tmp_path / "p.zarr.zip"
+    random_profile(seed=1).save(path)
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    attributes = json.loads(files["zarr.json"])["attributes"]
+    array = {
+        "zarr_format": 2,
+        "shape": [1],
+        "chunks": [1],
+        "dtype": "|O",
+        "fill_value": None,
+        "order": "C",
+        "compressor": None,
+        "filters": [{"id": "vlen-utf8"}, {"id": "pickle"}],
+    }
+    inline = {"kind": "inline", "must_understand": False, "metadata": {"cosine": array | {"attributes": {}}}}
+    if consolidated:
+        group = {"zarr_format": 3, "node_type": "group", "attributes": attributes, "consolidated_metadata": inline}
+        described = {"zarr.json": group}
+    else:
+        described = {".zgroup": {"zarr_format": 2}, ".zattrs": attributes, "cosine/.zarray": array}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, document in described.items():
+            archive.writestr(name, json.dumps(document))
+        archive.writestr("cosine/0", pickle.dumps(Ran(tmp_path / "ran")))
+    with pytest.raises(CorruptArtefact, match="expected a whole bac-profile-1 store, got"):
+        FeatureProfile.load(path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_load_refuses_missing_files(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from toys import BLOCKS, PROVENANCE, random_inputs, sampler_step, small_network
 
 from bac.errors import InvalidInput
 from bac.executors import ChunkNoise
+from bac.methods import Uniform
 from bac.profile import FeatureProfile, Metric
 from bac.profiler import profile_features
 from policies.diffusion_trunk import DiffusionTransformerTrunk
-from policies.samplers import DiffusionProcess, ddpm
+from policies.samplers import DiffusionProcess, ddim, ddpm
 
 STEPS = 6
 SAMPLER = ddpm(DiffusionProcess(train_steps=STEPS))
@@ -153,3 +154,13 @@ def test_refuses_a_dead_branch() -> None:
     network.decoder.layers[1].linear2.weight.zero_()
     with pytest.raises(InvalidInput, match=r"constant statistics for \['L1.ffn'\]; check that these branches"):
         profile(DiffusionTransformerTrunk(network), random_inputs(4, batch=2, steps=STEPS))
+
+
+def test_a_sampler_of_one_step_is_profiled() -> None:
+    trunk, sampler = DiffusionTransformerTrunk(small_network()), ddim(DiffusionProcess(train_steps=6), 1)
+    profile = profile_features(trunk, sampler, PROVENANCE, [random_inputs(0, batch=2, steps=1)])
+    assert profile.steps == 1
+    assert profile.values[Metric.COSINE] == pytest.approx(np.ones((len(trunk.blocks), 1, 1)))
+    assert not profile.values[Metric.L1].any()
+    assert profile.residual_slope == pytest.approx(np.ones((1, 1)))
+    assert np.array_equal(Uniform(1).schedule(profile).mask, np.ones((len(trunk.blocks), 1)))

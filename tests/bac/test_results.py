@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,42 @@ def test_provenance_can_be_written(tmp_path: Path) -> None:
     provenance = run_provenance(torch.device("cpu"), {"seed": 3})
     write_results(tmp_path / "run" / "results.json", {"provenance": provenance, "score": 0.8})
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == {"provenance": provenance, "score": 0.8}
+
+
+def test_a_board_is_named_and_an_unnamed_processor_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def device(kind: str = "cpu") -> str:
+        return run_provenance(torch.device(kind), {})["device"]
+
+    monkeypatch.setattr("bac.results._BOARD", tmp_path / "model")
+    monkeypatch.setattr("bac.results._PROCESSORS", tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Orin")
+    (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name : Xeon\nprocessor : 1\nmodel name : Xeon\n")
+    assert (device(), device("cuda:0")) == ("Xeon x 2", "Orin")
+    (tmp_path / "cpuinfo").write_text("processor : 0\nCPU part : 0xd42\n")
+    assert device() == "aarch64 x 8"
+    (tmp_path / "model").write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
+    assert device() == "NVIDIA Jetson AGX Orin Developer Kit, aarch64 x 8"
+    assert device("cuda:0") == "NVIDIA Jetson AGX Orin Developer Kit, Orin"
+
+
+def test_a_package_below_a_foreign_checkout_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "theirs")
+    file = tmp_path / ".venv" / "bac" / "results.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    monkeypatch.setattr("bac.results.__file__", str(file))
+    assert run_provenance(torch.device("cpu"), {})["commit"] == "unknown"
+    git("add", str(file))
+    git("commit", "-m", "ours")
+    assert run_provenance(torch.device("cpu"), {})["commit"] == git("rev-parse", "HEAD")
 
 
 @pytest.mark.parametrize(

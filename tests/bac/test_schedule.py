@@ -149,6 +149,9 @@ def test_json_refuses_an_unknown_block() -> None:
         document(updates={"L0.sa": ["first"]}),
         document(steps=None),
         document(steps="four"),
+        document(steps=10**30),
+        document(steps=100_001),
+        document(forecast={"L0.sa": [[], [10**400]], "L0.ca": [], "L0.ffn": []}),
     ],
 )
 def test_json_refuses_foreign_documents(foreign: Any) -> None:

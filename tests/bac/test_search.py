@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from toys import PROVENANCE, random_inputs, random_profile, random_schedule, small_network
 
 from bac.errors import InvalidInput, Mismatch
 from bac.executors import EagerExecutor, ExecutorKind
 from bac.methods import LastStep, Objective, Search, SensitivityWeighted, full_schedule
 from bac.passes import optimise
-from bac.plan import cost, lower
+from bac.plan import Plan, cost, lower
+from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule, Provenance
 from bac.timing import Latency
 from bac.trials import Trials
@@ -154,6 +156,36 @@ def test_block_times_are_differences_of_whole_calls(trials: Trials, monkeypatch:
     times, rest = trials.block_times()
     assert times.tolist() == [each[block.kind] for block in TRUNK.blocks]
     assert rest == 5
+
+
+class OnGpu(DiffusionTransformerTrunk):
+    """Says that it is on a GPU, which decides what runs it, and is not."""
+
+    device = torch.device("cuda:0")
+
+    def step_tables(self, timesteps: np.ndarray) -> Any:
+        return DiffusionTransformerTrunk(self._network).step_tables(timesteps)
+
+
+def test_on_a_gpu_trials_capture_nothing_and_block_times_do(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[Plan] = []
+
+    class Graph(EagerExecutor):
+        def __init__(self, plan: Plan, trunk: DiffusionTransformerTrunk, sampler: SamplerTable) -> None:
+            super().__init__(plan, trunk, sampler)
+            captured.append(plan)
+
+    def told(candidates: dict[str, Any], **_: object) -> dict[str, Latency]:
+        return dict.fromkeys(candidates, Latency(1, 1, 1, 0, 1))
+
+    monkeypatch.setattr("bac.executors.selection.CudaGraphExecutor", Graph)
+    monkeypatch.setattr("bac.trials.measure_interleaved", told)
+    on_gpu = Trials(OnGpu(small_network()), SAMPLER, PROVENANCE, OBSERVED, NOISE, EXECUTED)
+    schedule = random_schedule(0, STEPS, TRUNK.blocks)
+    assert np.array_equal(on_gpu.action_errors(schedule), trials.action_errors(schedule))
+    assert captured == []
+    on_gpu.block_times()
+    assert len(captured) == 4
 
 
 def test_a_search_has_one_budget() -> None:

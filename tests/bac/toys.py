@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bac.executors import ChunkNoise
 from bac.methods.forecast import forecast_of
@@ -64,6 +66,18 @@ class ToyTrunk:
     def head(self, stream: Tensor) -> Tensor:
         self.streams.append(stream)
         return stream
+
+
+class NoHostReads(TorchDispatchMode):
+    """Refuses what waits for a device to tell the host a value or a size, as the capture of a CUDA graph does."""
+
+    # In inference mode the first three arrive as they are, else as the fourth.
+    _READS = ("is_nonzero", "item", "allclose", "_local_scalar_dense", "equal", "nonzero", "masked_select")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in self._READS:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+        return func(*args, **(kwargs or {}))
 
 
 def decode(stream: Tensor) -> tuple[list[int], list[int]]:

@@ -1,3 +1,5 @@
+import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -153,6 +155,33 @@ def refusal(path: Path, keys: tuple[str, ...] = ("action",)) -> str:
     assert isinstance(refused.value, EnvError)
     assert "\n" not in str(refused.value)
     return str(refused.value)
+
+
+class Ran:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._mark,)
+
+
+@pytest.mark.parametrize("key", ["data/action", "meta/episode_ends"])
+def test_a_published_store_runs_no_pickle(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As numcodecs before 0.16.6 has it.
+    monkeypatch.setattr("numcodecs.pickles.ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
+    write_published(tmp_path / "a.zarr")
+    folder = tmp_path / "a.zarr" / key
+    array = json.loads((folder / ".zarray").read_text())
+    disguise = {"dtype": "|O", "fill_value": None, "filters": [{"id": "vlen-utf8"}, {"id": "pickle"}]}
+    (folder / ".zarray").write_text(json.dumps(array | disguise | {"compressor": None}))
+    for chunk in folder.glob("[0-9]*"):
+        chunk.write_bytes(pickle.dumps(Ran(tmp_path / "ran")))
+    message = refusal(tmp_path / "a.zarr")
+    assert f"expected numbers in '{key.split('/')[1]}', got" in message
+    assert "behind ['vlen-utf8', 'pickle']; unpickling runs whatever the file says" in message
+    assert not (tmp_path / "ran").exists()
 
 
 def test_missing_path_refuses(tmp_path: Path) -> None:

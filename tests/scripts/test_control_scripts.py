@@ -76,9 +76,13 @@ def test_a_budget_is_kept_exceeded_or_beyond_the_bank(banked: Path) -> None:
         each.update(p50_ms=1e-5, p99_ms=1e-5)
     path.write_text(json.dumps(document))
     told = run(banked, "latency_budget", *CHECKPOINT, "budget_ms=0.0001", "calls=100", "warmup=0", status=1)
-    path.write_text(measured)
     assert "latency budget exceeded: p99" in told
     assert results(banked, "latency_budget")["verdict"]["kept"] is False
+    path.write_text(json.dumps(document | {"device": "another"}))
+    foreign = run(banked, "latency_budget", *CHECKPOINT, "budget_ms=60000", "calls=100", status=1)
+    path.write_text(measured)
+    assert foreign.startswith("error: device profile: expected one of ")
+    assert "got another, " in foreign
 
 
 SIMULATORS = ["gymnasium", "gym_pusht", "pymunk", "h5py", "robomimic", "mujoco"]

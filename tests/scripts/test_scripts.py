@@ -425,7 +425,7 @@ def test_results_outlive_pictures_that_cannot_be_drawn(trained: Path, tmp_path: 
         (["weights=ema"], "error: weights: expected null for a checkpoint of ours"),
         (["checkpoint=nowhere.safetensors"], "error: checkpoint: expected a file"),
         (["compare=ddim"], "error: compare: expected none"),
-        (["error_observations=99999999"], "error: observations: expected 1 to 25650, got 99999999"),
+        (["cache=none", "error_observations=99999999"], "error: observations: expected 1 to 25650, got 99999999"),
         (["cache.updatez=3"], "cache.updatez"),
     ],
 )

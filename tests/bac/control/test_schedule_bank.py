@@ -69,9 +69,12 @@ def test_both_files_read_back(tmp_path: Path) -> None:
 
 def test_missing_and_foreign_files_refuse(tmp_path: Path) -> None:
     path = tmp_path / "bank.json"
-    for kind in (ScheduleBank, DeviceProfile):
-        path.unlink(missing_ok=True)
-        with pytest.raises(MissingArtefact, match=r"got none; run scripts/calibrate\.py bank=true\.$"):
+    mends = {
+        ScheduleBank: r"run scripts/calibrate\.py bank=true",
+        DeviceProfile: r"run scripts/latency_budget\.py measure=true on this device",
+    }
+    for kind, mend in mends.items():
+        with pytest.raises(MissingArtefact, match=rf"got none; {mend}\.$"):
             kind.load(path)
     bank().save(path)
     with pytest.raises(CorruptArtefact, match=r"^device profile .*: expected bac-device-profile-1, got KeyError"):

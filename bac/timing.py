@@ -51,6 +51,7 @@ def measure_interleaved(
     limit_s: float | None = None,
     synchronise: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
+    on_call: Callable[[], object] = lambda: None,
 ) -> dict[str, Latency]:
     """Time several callables in turn, round by round, so that a drift of the machine hits all of them alike.
 
@@ -61,6 +62,7 @@ def measure_interleaved(
         limit_s: seconds after which no further round begins once there were a few; ``Latency.calls`` says how many.
         synchronise: waits until the device is done; called before every reading of the clock.
         clock: seconds, monotonic.
+        on_call: called after every timed call, while no clock runs; for progress bars.
     """
     _require_calls(calls)
 
@@ -83,6 +85,7 @@ def measure_interleaved(
             start = reading()
             call()
             seconds[name].append(reading() - start)
+            on_call()
     return {name: _latency(np.array(taken), warmups[name]) for name, taken in seconds.items()}
 
 

@@ -116,6 +116,7 @@ def measure_bank(
     observation: Mapping[str, np.ndarray],
     calls: int,
     executor: Selection,
+    on_call: Callable[[], object] = lambda: None,
 ) -> DeviceProfile:
     """Time ``predict`` of all candidates in turn on one observation, as they are used on a robot.
 
@@ -124,6 +125,7 @@ def measure_bank(
         observation: key -> float32[To, channels], task units.
         calls: timed calls of each.
         executor: what runs them.
+        on_call: called after every timed call, while no clock runs.
     """
     any_policy = next(iter(candidates.values()))
     device = any_policy.trunk.device
@@ -131,6 +133,7 @@ def measure_bank(
         {name: _calling(policy, observation) for name, policy in candidates.items()},
         calls=calls,
         synchronise=device_synchroniser(device),
+        on_call=on_call,
     )
     about = run_provenance(device, {})
     return DeviceProfile(

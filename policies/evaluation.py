@@ -57,6 +57,7 @@ def latency_and_flops(
     uncached: DiffusionPolicy,
     observation: Mapping[str, np.ndarray],
     calls: int,
+    on_call: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Time ``predict`` of both in turn, and count their FLOPs.
 
@@ -66,6 +67,7 @@ def latency_and_flops(
         uncached: the same policy, nothing cached.
         observation: what ``predict`` takes; its batch is the batch that is timed.
         calls: timed calls of each.
+        on_call: called after every timed call, while no clock runs.
 
     Returns:
         JSON values: ``latency_ms.{cached,uncached}.{p50,p99,..}``, ``speedup`` (uncached p50 / cached p50),
@@ -83,6 +85,7 @@ def latency_and_flops(
         candidates,
         calls=calls,
         synchronise=device_synchroniser(cached.trunk.device),
+        on_call=on_call,
     )
     full = full_schedule(schedule.blocks, schedule.steps, schedule.provenance)
     flops = {

@@ -97,20 +97,18 @@ def load(settings: NodeSettings) -> ReadyPolicy:
         )
     built = _from_bank(policy, settings) if given["budget_ms"] else _named(policy, settings)
     source = ChunkSource(list(built.values()))
-    spec, images = policy.spec, {} if policy.spec.vision is None else policy.spec.vision.images
-    observation: dict[str, Shape] = {
-        key: (*images[key], 3) if key in images else (channels,) for key, channels in spec.observation.items()
-    }
+    spec, blank = policy.spec, policy.spec.blank_observation()
+    observation: dict[str, Shape] = {key: blank[key].shape[1:] for key in spec.observation}
 
     def chunk(request: Request, schedule: int, seed: int | None) -> np.ndarray:
         return source.predictor(seed)(replace(request, level=schedule))
 
     about = run_device(policy.trunk.device)
     executor = f"{next(iter(built.values())).denoiser.__class__.__name__}, {torch.get_num_threads()} thread(s)"
-    slowest_ms = _warm(source, spec.blank_observation(), len(built), given["warmup_calls"])
+    slowest_ms = _warm(source, blank, len(built), given["warmup_calls"])
     loop = settings.loop(policy.action_steps, slowest_ms, len(built))
     if loop.seam is Seam.INPAINT:
-        _warm_inpainting(source, spec.blank_observation(), len(built), loop.deadline_ticks)
+        _warm_inpainting(source, blank, len(built), loop.deadline_ticks)
     return ReadyPolicy(
         spec.task,
         observation,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 from studies.calibration import Calibration
 from studies.episodes import play, scores
 from studies.realtime_play import CONTROL_ROWS, play_controlled, require_playable
@@ -77,7 +78,8 @@ def main(config: EvalConfig, folder: Path) -> None:
     errors = action_errors(cached, uncached, spread, before=None if schedule.recall is None else before)
     results["action_error"] = {"mean": float(errors.mean()), "p95": float(np.percentile(errors, 95))}
     one = demos.spread_observations(1, cached.observation_steps, HELD_OUT_SEED)
-    results |= latency_and_flops(cached, schedule, uncached, one, config.latency_calls)
+    with tqdm(desc="time", unit="call", delay=1) as bar:
+        results |= latency_and_flops(cached, schedule, uncached, one, config.latency_calls, bar.update)
     results["checkpoint"] = {"file": str(checkpoint), "weights": policy.checkpoint.training.get("weights")}
     results["schedule"] = _describe(schedule)
     results["executor"] = executor.to_json()

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from studies.bank import timed_bank
 from tqdm import tqdm
 
 from bac.control import DeviceProfile, LatencyBudget, ScheduleBank
@@ -15,7 +16,7 @@ from bac.results import run_provenance, write_results
 from bac.timing import device_synchroniser
 from configs.budgets import LatencyBudgetConfig
 from configs.entry import script
-from policies.bank import BANK_FILE, device_path, load_entry, measure_bank
+from policies.bank import BANK_FILE, device_path, load_entry
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import bank_folder, load_policy
 
@@ -74,8 +75,7 @@ def _device_profile(
         each.name: load_entry(policy, home, each, executor.kind, executor.weights)
         for each in tqdm(bank.entries, desc="build", unit="schedule")
     }
-    print(f"timing {config.measure_calls} calls of each of {len(candidates)} schedules in turn")
-    device = measure_bank(candidates, policy.spec.blank_observation(), config.measure_calls, executor)
+    device = timed_bank(candidates, policy.spec.blank_observation(), config.measure_calls, executor)
     device.save(path)
     print(f"wrote {path}")
     return device

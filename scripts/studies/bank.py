@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
+from bac.control import DeviceProfile
 from bac.executors import Selection
 from bac.results import run_provenance, write_results
 from configs.methods import default_method
@@ -44,14 +47,13 @@ def calibrate_bank(config: CalibrateConfig, policy: DiffusionPolicy, folder: Pat
     errors = dict(tqdm(judged, desc="action error", unit="schedule", total=len(family)))
     bank = bank_of(policy, family, errors)
     one = {key: values[0] for key, values in spread.items()}
-    print(f"timing {config.family.calls} calls of each of {len(family)} schedules in turn")
-    device = measure_bank(candidates, one, config.family.calls, executor)
+    device = timed_bank(candidates, one, config.family.calls, executor)
 
     home = bank_folder(policy)
     for each in family:
         each.schedule.save(home / f"{each.name}.json")
     bank.save(home / BANK_FILE)
-    device.save(kept := _device_path(home, policy, executor))
+    device.save(kept := device_path(home, policy.trunk.device, executor))
     on = bank.on(device)
     rows = [
         (
@@ -73,6 +75,14 @@ def calibrate_bank(config: CalibrateConfig, policy: DiffusionPolicy, folder: Pat
     print(f"{markdown_table(_COLUMNS, rows)}\nwrote {home / BANK_FILE} and {kept}")
 
 
+def timed_bank(
+    candidates: Mapping[str, DiffusionPolicy], observation: Mapping[str, np.ndarray], calls: int, executor: Selection
+) -> DeviceProfile:
+    """Time ``calls`` rounds of all candidates with a progress bar, as ``policies.bank.measure_bank`` does."""
+    with tqdm(desc="time", unit="chunk", total=calls * len(candidates)) as bar:
+        return measure_bank(candidates, observation, calls, executor, bar.update)
+
+
 def _family(config: CalibrateConfig, policy: DiffusionPolicy) -> list[Member]:
     methods = {
         each.label: each
@@ -81,7 +91,3 @@ def _family(config: CalibrateConfig, policy: DiffusionPolicy) -> list[Member]:
         if (each := default_method(name).with_budget(updates))
     }
     return members(policy, list(methods.values()), config.family.ddim)
-
-
-def _device_path(home: Path, policy: DiffusionPolicy, executor: Selection) -> Path:
-    return device_path(home, policy.trunk.device, executor)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import load_policy, make_schedule, schedule_path
 from studies.episodes import play, scores
 from studies.evaluations import read_evaluation
+from studies.kept import Kept
 from studies.rows import markdown_table, started, timed
 
 _UNCACHED = NoCache().label
@@ -58,7 +58,7 @@ def run(config: BenchConfig, folder: Path) -> None:
     schedules = {label: make_schedule(method, policy) for label, method in _methods(config)}
     schedules |= _found(policy)
     _require_known(config.pareto.headline, schedules)
-    kept = _Kept(Path(config.pareto.kept))
+    kept = Kept(Path(config.pareto.kept))
 
     judged = _judged(config, policy, schedules, kept)
     chosen = dict.fromkeys(
@@ -83,26 +83,6 @@ def run(config: BenchConfig, folder: Path) -> None:
     sampler = dict(policy.sampler.identity)
     write_results(folder / "results.json", {"sampler": sampler, "rows": results, "provenance": provenance})
     print(f"{text}\nresults in {folder}")
-
-
-class _Kept:
-    """What earlier runs found, in one JSON file: key -> values."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._known
-
-    def __getitem__(self, key: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._known[key]
-        return found
-
-    def __setitem__(self, key: str, values: dict[str, Any]) -> None:
-        self._known[key] = values
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self._path, lambda path: path.write_text(json.dumps(self._known, indent=1)))
 
 
 def _methods(config: BenchConfig) -> Iterator[tuple[str, Method]]:
@@ -133,27 +113,24 @@ def _require_known(headline: list[str], schedules: dict[str, CacheSchedule]) -> 
 
 
 def _judged(
-    config: BenchConfig, policy: DiffusionPolicy, schedules: dict[str, CacheSchedule], kept: _Kept
+    config: BenchConfig, policy: DiffusionPolicy, schedules: dict[str, CacheSchedule], kept: Kept
 ) -> dict[str, dict[str, Any]]:
     """Return GFLOPs, action errors and feature errors of each schedule on held-out observations."""
 
     def key(schedule: CacheSchedule) -> str:
         return f"{schedule.digest} on {config.error_observations} observations"
 
-    missing = {key(schedule): schedule for schedule in schedules.values() if key(schedule) not in kept}
-    if missing:
-        judge = _judge(config, policy)
-        for each, schedule in tqdm(missing.items(), desc="judge", unit="schedule"):
-            kept[each] = judge(schedule)
-    return {
-        label: {
-            "label": label,
-            "method": schedule.method,
-            "parameters": dict(schedule.parameters),
-            **kept[key(schedule)],
-        }
-        for label, schedule in schedules.items()
-    }
+    judge = cache(partial(_judge, config, policy))  # costly to make, and needless if all is known
+
+    def values_of(schedule: CacheSchedule) -> dict[str, Any]:
+        return judge()(schedule)
+
+    judged = {}
+    for label, schedule in tqdm(schedules.items(), desc="judge", unit="schedule"):
+        values = kept.get(key(schedule), partial(values_of, schedule))
+        about = {"label": label, "method": schedule.method, "parameters": dict(schedule.parameters)}
+        judged[label] = {**about, **values}
+    return judged
 
 
 def _judge(config: BenchConfig, policy: DiffusionPolicy) -> Callable[[CacheSchedule], dict[str, Any]]:
@@ -207,7 +184,7 @@ def equals(judged: Mapping[str, dict[str, Any]], gflops: float) -> Iterator[str]
 
 
 def _played(
-    config: BenchConfig, policy: DiffusionPolicy, schedules: dict[str, CacheSchedule], kept: _Kept
+    config: BenchConfig, policy: DiffusionPolicy, schedules: dict[str, CacheSchedule], kept: Kept
 ) -> dict[str, dict[str, Any]]:
     """Return scores of each schedule, all on the same episodes and noise; nothing if no episodes are wanted."""
     if config.pareto.episodes == 0:
@@ -215,14 +192,14 @@ def _played(
     seeds = range(config.task.seed, config.task.seed + config.pareto.episodes)
     evaluated = _evaluated(config.pareto.evaluated, seeds, config.task.max_steps)
     playing = partial(play, config.task, seeds=seeds, parallel=config.pareto.parallel)
+
+    def played(label: str, schedule: CacheSchedule) -> dict[str, Any]:
+        return scores(playing(policy=bac.accelerate(policy, schedule), title=label))
+
     results = {}
     for label, schedule in schedules.items():
-        key = f"{schedule.digest} on {len(seeds)} episodes from {seeds[0]}"
-        if schedule.digest in evaluated:
-            kept[key] = evaluated[schedule.digest]
-        elif key not in kept:
-            kept[key] = scores(playing(policy=bac.accelerate(policy, schedule), title=label))
-        results[label] = kept[key]
+        key = f"{schedule.digest} on {len(seeds)} episodes from {seeds[0]}, at most {config.task.max_steps} steps"
+        results[label] = evaluated.get(schedule.digest) or kept.get(key, partial(played, label, schedule))
     return results
 
 

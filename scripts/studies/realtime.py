@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from policies.loading import load_policy, make_schedule
 from policies.realtime import ChunkSource
 from policies.samplers import ddim
 from studies.episodes import scores
+from studies.kept import Kept
 from studies.realtime_episodes import LatencyOf, World, play_virtual
 from studies.realtime_play import drawn_from, measured_ms, summary
 from studies.rows import markdown_table
@@ -67,12 +68,12 @@ def run(config: BenchConfig, folder: Path) -> None:
                 "realtime", expected="seams, and latencies with 0 among them", got=got, mend="correct the override"
             )
         )
-    kept = _Kept(Path(study.kept))
+    kept = Kept(Path(study.kept))
     rows = {name: _row(config, name) for name in study.rows}
     policies = {name: policy for name, (policy, _) in rows.items()}
     digests = {name: schedule.digest for name, (_, schedule) in rows.items()}
     traces = {
-        name: kept.get(trace_key(config, digests[name]), lambda each=policy: measured_ms(each, study.calls))
+        name: kept.get(trace_key(config, digests[name]), partial(measured_ms, policy, study.calls))
         for name, policy in tqdm(policies.items(), desc="time", unit="row")
     }
     points = []
@@ -82,7 +83,7 @@ def run(config: BenchConfig, folder: Path) -> None:
         played_as = Seam.REPLACE if (seam, latency) == (Seam.INPAINT, 0.0) else seam
         key = point_key(config, digests[name], played_as, latency)
         trace = traces[name] if latency == MEASURED else [float(latency)]
-        told = kept.get(key, lambda n=name, s=played_as, t=trace: _played(config, policies[n], s, t))
+        told = kept.get(key, partial(_played, config, policies[name], played_as, trace))
         points.append({"row": name, "seam": str(seam), "latency": latency, "p99_ms": _p99(trace), **told})
     _against_no_latency(points)
     results = {
@@ -187,18 +188,3 @@ def _plot(points: list[dict[str, Any]]) -> Figure:
     axes[0, 0].set_ylabel("score")
     axes[0, 0].legend(fontsize=8)
     return figure
-
-
-class _Kept:
-    """Results by name in a file that is written after each."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-
-    def get(self, key: str, make: Any) -> Any:
-        """Return what is kept under ``key``, or make and keep it."""
-        if key not in self._known:
-            self._known[key] = make()
-            write_results(self._path, self._known)
-        return self._known[key]

@@ -62,18 +62,14 @@ def timed(
 ) -> dict[str, Latency]:
     """Time all rows in turn on normalised observations float32[B, To, Do]."""
     noises = {steps: noise_of(policy, steps, len(observed)) for steps in {each.row.steps for each in rows}}
-    with tqdm(total=len(rows) * (config.warmup + config.calls), desc=title, unit="chunk") as bar:
-
-        def call(each: StartedRow) -> None:
-            each.denoise(observed, noises[each.row.steps])
-            bar.update()
-
+    with tqdm(total=len(rows) * config.calls, desc=title, unit="chunk") as bar:
         return measure_interleaved(
-            {each.row.name: partial(call, each) for each in rows},
+            {each.row.name: partial(each.denoise, observed, noises[each.row.steps]) for each in rows},
             calls=config.calls,
             warmup=config.warmup,
             limit_s=config.table_s,
             synchronise=device_synchroniser(torch.device(config.device)),
+            on_call=bar.update,
         )
 
 

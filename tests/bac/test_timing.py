@@ -63,6 +63,15 @@ def test_calls_in_turn_and_waits_for_the_device_before_every_reading() -> None:
     assert log == warmup + 2 * one_round
 
 
+def test_tells_of_every_timed_call_while_no_clock_runs() -> None:
+    log: list[str] = []
+    clock, taking = rig(log)
+    candidates = {name: taking(name, [0.0] * 2) for name in "ab"}
+    measure_interleaved(candidates, calls=1, warmup=1, clock=clock, on_call=lambda: log.append("told"))
+    warmup = ["clock", "a", "clock", "clock", "b", "clock"]
+    assert log == [*warmup, "clock", "a", "clock", "told", "clock", "b", "clock", "told"]
+
+
 def test_a_time_limit_ends_the_rounds_but_not_before_three() -> None:
     for limit, done in [(0.0, 3), (6.5, 4), (100.0, 10)]:
         clock, taking = rig([])

@@ -3,13 +3,11 @@
 import re
 import shlex
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 
 from bac.errors import InvalidInput
 from bac.executors import ExecutorKind
@@ -24,8 +22,8 @@ from envs.robomimic_tasks import RATE_HZ, TASKS
 from policies.samplers import DiffusionProcess
 from policies.training import TrainingConfig
 from policies.vision import VisionConfig
+from tests.composing import FOLDER, composed
 
-FOLDER = Path(schema.__file__).parent
 SCRIPTS = {
     "eval": (schema.EvalConfig, []),
     "export": (schema.ExportConfig, []),
@@ -44,9 +42,7 @@ for path in FOLDER.glob("*/*.yaml"):
 
 
 def _compose(name: str, *overrides: str) -> object:
-    register()
-    with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        return OmegaConf.to_object(compose(name, [*SCRIPTS[name][1], *overrides]))
+    return composed(name, *SCRIPTS[name][1], *overrides)
 
 
 def test_every_script_yaml_is_known_here() -> None:
@@ -310,9 +306,6 @@ def np_index(rows: object, row: object) -> int:
 
 
 def test_recipe_builds() -> None:
-    register()
-    with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        composed = compose("train", ["output=x"])
-    config = OmegaConf.to_object(composed)
+    config = composed("train", "output=x")
     assert isinstance(config.optimiser.build(config.seed), TrainingConfig)
     assert config.policy.build(config.task).network.observation_dim == 20

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from bac.control import Fallback, LoopSettings, Seam
 from bac.errors import InvalidInput
 from configs import schema
 from configs.controls import ControlMode, hold_of, loop_rate
-from configs.store import register
-
-FOLDER = Path(schema.__file__).parent
+from tests.composing import FOLDER, composed
 
 
 def config(*overrides: str) -> schema.EvalConfig:
-    register()
-    with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        return OmegaConf.to_object(compose("eval", list(overrides)))
+    return composed("eval", *overrides)
 
 
 @pytest.mark.parametrize("mode", ControlMode)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from studies.realtime import MEASURED, point_key, trace_key
 from studies.realtime_episodes import RealtimeEpisode, World, play_virtual, play_wallclock
 from studies.realtime_play import drawn_from, latency_trace, measured_ms, summary
@@ -19,24 +16,20 @@ import bac
 from bac.control import LoopSettings, Seam, repeat
 from bac.errors import InvalidInput
 from bac.schedule import CacheSchedule
-from configs import schema
-from configs.store import register
 from configs.studies import BenchConfig
 from envs.push_t import PushTEnv
 from envs.rollout import rollout
 from policies.diffusion_policy import DiffusionPolicy
 from policies.normalizer import LimitsNormalizer
 from policies.realtime import ChunkSource
+from tests.composing import composed
 from tests.policies.networks import small_checkpoint, small_image_checkpoint
 
-FOLDER = Path(schema.__file__).parent
 SEEDS = [100000, 100001, 100002, 100003]
 
 
 def study(*overrides: str) -> BenchConfig:
-    register()
-    with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        return OmegaConf.to_object(compose("bench", list(overrides)))
+    return composed("bench", *overrides)
 
 
 @pytest.mark.parametrize(

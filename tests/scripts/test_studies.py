@@ -10,8 +10,6 @@ from typing import Any
 import eval as evaluation
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from studies import growth, pareto, stages
 from studies.evaluations import require_same_episodes, run_name
 from studies.latency import user_loop
@@ -20,18 +18,11 @@ from studies.rows import started
 from bac.errors import InvalidInput, Mismatch, Unavailable
 from bac.executors import ChunkNoise, ExecutorKind, WeightType
 from bac.methods import full_schedule
-from configs import schema
-from configs.store import register
 from policies.benchmark import executor_rows
 from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_trunk import DiffusionTransformerTrunk
+from tests.composing import composed
 from tests.policies.networks import small_image_checkpoint, small_policy
-
-
-def composed(script: str, *overrides: str) -> Any:
-    register()
-    with initialize_config_dir(str(Path(schema.__file__).parent), version_base="1.3"):
-        return OmegaConf.to_object(compose(script, list(overrides)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,29 @@
+"""What a study found so far, kept so that one that was killed goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bac.results import write_results
+
+
+class Kept:
+    """JSON values by key in one file, which is written after each.
+
+    Args:
+        path: of the file; read if it is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def get(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return what is kept under ``key``, or make and keep it."""
+        if key not in self._known:
+            self._known[key] = make()
+            write_results(self._path, self._known)
+        return self._known[key]

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 from studies.calibration import Calibration
 from studies.episodes import play, scores
 from studies.realtime_play import CONTROL_ROWS, play_controlled, require_playable
+from tqdm import tqdm
 
 import bac
 from bac.errors import InvalidInput, sentence

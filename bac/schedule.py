@@ -216,10 +216,6 @@ class CacheSchedule:
             if weight.any()
         )
 
-    def source_steps(self) -> np.ndarray:
-        """Return int64[blocks, K]: the step of each block's latest update at each step (itself where it updates)."""
-        return np.maximum.accumulate(np.where(self.mask, np.arange(self.steps), 0), axis=1)
-
     def with_last_step(self) -> CacheSchedule:
         """Return the schedule that also updates every block at step K - 1 (the authors' code always does)."""
         mask = self.mask.copy()

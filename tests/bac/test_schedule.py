@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toys import BLOCKS, PROVENANCE, latest_update, random_schedule, schedule_of
+from toys import BLOCKS, PROVENANCE, random_schedule, schedule_of
 
 from bac.errors import BacError, CorruptArtefact, InvalidInput, Mismatch, MissingArtefact
 from bac.schedule import CacheSchedule, Provenance
@@ -25,13 +25,6 @@ def document(**changes: Any) -> dict[str, Any]:
 def test_counts_steps_and_updates() -> None:
     schedule = schedule_of(*LAYER)
     assert (schedule.steps, schedule.updates) == (4, 6)
-
-
-def test_source_steps_are_the_latest_updates() -> None:
-    assert schedule_of("#..#.").source_steps().tolist() == [[0, 0, 0, 3, 3]]
-    schedule = random_schedule(seed=1, steps=30)
-    expected = [[latest_update(row, step) for step in range(30)] for row in schedule.mask]
-    assert schedule.source_steps().tolist() == expected
 
 
 def test_with_last_step_widens_a_copy() -> None:

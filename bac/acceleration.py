@@ -153,14 +153,25 @@ def _recalls(kind: ExecutorKind | str) -> Unavailable:
     )
 
 
-def attach(sites: SiteTable, schedule: CacheSchedule, timesteps: np.ndarray) -> CacheHooks:
+def attach(
+    sites: SiteTable, schedule: CacheSchedule, timesteps: np.ndarray, provenance: Provenance | None = None
+) -> CacheHooks:
     """Patch a network's branches to follow a schedule; undo it with ``detach`` or use the result as a context manager.
 
     Args:
         sites: where the network computes its blocks.
         schedule: which block to compute at which step.
         timesteps: int64[K], the time steps at which the network will be called, noisiest first.
+        provenance: names the network's checkpoint and its sampler, for instance ``policy.provenance``. A network of
+            anybody's cannot say what it is: with None the schedule's blocks and its number of steps are compared alone.
+
+    Raises:
+        Mismatch: made for another step count or block set or, with ``provenance``, another checkpoint or sampler.
+        Unavailable: the schedule has token maps or recalls.
+        InvalidInput: hooks are attached to the network already.
     """
+    if provenance is not None:
+        schedule.require(provenance, tuple(sites.branches), len(timesteps))
     return CacheHooks(sites, schedule, timesteps).attach()
 
 

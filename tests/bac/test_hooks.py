@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -91,6 +92,23 @@ def test_detach_leaves_no_trace() -> None:
     bac.detach(hooks)
     assert own_attributes(network) == before
     bac.detach(hooks)  # once more does nothing
+
+
+def test_attach_refuses_another_checkpoint_and_sampler_if_told_what_runs() -> None:
+    network, schedule = small_network(), random_schedule(0, 8)
+    before = own_attributes(network)
+    sites, mine = diffusion_transformer_sites(network), schedule.provenance
+    for foreign, told in (
+        (replace(mine, checkpoint="facade"), "schedule and checkpoint: expected checkpoint c0ffee, got facade"),
+        (replace(mine, sampler={"name": "toy", "steps": 9}), "schedule and sampler: expected"),
+    ):
+        with pytest.raises(Mismatch, match=told):
+            bac.attach(sites, schedule, DDPM.timesteps, provenance=foreign)
+        assert own_attributes(network) == before
+    with pytest.raises(Mismatch, match="expected 7 steps of 6 blocks"):
+        bac.attach(sites, schedule, DDPM.timesteps[1:], provenance=mine)
+    with bac.attach(sites, schedule, DDPM.timesteps, provenance=mine):
+        assert own_attributes(network) != before
 
 
 def test_detach_after_an_error_inside() -> None:

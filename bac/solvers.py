@@ -11,6 +11,8 @@ from __future__ import annotations
 from bac.choices import Choice
 
 _INTERVALS = (2, 3, 5, 8)
+LEAST_STEPS = 3 * min(_INTERVALS)
+"""Denoising steps K below which solvers cannot be compared at any interval."""
 
 
 class Solver(Choice):

@@ -12,7 +12,7 @@ from bac.methods.forecast import forecast_of
 from bac.methods.uniform import Uniform
 from bac.profile import FeatureProfile
 from bac.schedule import CacheSchedule
-from bac.solvers import Solver, measured_intervals
+from bac.solvers import LEAST_STEPS, Solver, measured_intervals
 
 _HISTORY = 3
 """Features that a slope and its change are made of."""
@@ -58,8 +58,9 @@ class HyCa(ByUpdates):
         """Return the schedule for the profile's checkpoint and sampler.
 
         Raises:
-            InvalidInput: a profile in which no solvers were compared, or more updates than steps.
+            InvalidInput: too few steps, a profile in which no solvers were compared, or more updates than steps.
         """
+        require_steps(profile.steps)
         mask = Uniform(self.updates, self.last_step).schedule(profile).mask
         errors, dynamics = (profile.require(name, self.name) for name in ("solver_mse", "channel_dynamics"))
         intervals = np.array(measured_intervals(profile.steps))
@@ -74,6 +75,23 @@ class HyCa(ByUpdates):
         forecasts = [_forecast(mask[:1], list(Solver)[solver]) for solver in solvers]
         forecast = np.broadcast_to(np.stack(forecasts, axis=-1), (*mask.shape, _HISTORY, len(solvers)))
         return self.made(profile, mask, forecast, groups=groups.reshape(chosen.shape))
+
+
+def require_steps(steps: int) -> None:
+    """Refuse a number of denoising steps K at which no solvers can be compared.
+
+    Raises:
+        InvalidInput: it is below ``LEAST_STEPS``.
+    """
+    if steps < LEAST_STEPS:
+        raise InvalidInput(
+            sentence(
+                "cache=hyca",
+                expected=f"a sampler of at least {LEAST_STEPS} steps",
+                got=steps,
+                mend="use one of more steps, or another method",
+            )
+        )
 
 
 def solver_per_channel(errors: np.ndarray, dynamics: np.ndarray, clusters: int, seed: int) -> np.ndarray:

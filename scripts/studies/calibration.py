@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from bac.errors import Unavailable, sentence
 from bac.executors import ChunkNoise
-from bac.methods import HarmoniCa, Method, NoCache, Search, SensitivityWeighted
+from bac.methods import HarmoniCa, HyCa, Method, NoCache, Search, SensitivityWeighted
 from bac.methods.base import ByUpdates, require_updates
+from bac.methods.hyca import require_steps
 from bac.profile import FeatureProfile
 from bac.profiler import profile_features
 from bac.router import train_router
@@ -153,7 +154,13 @@ class Calibration:
 
 
 def require_possible(method: Method, policy: DiffusionPolicy) -> None:
-    """Refuse a number of updates that the sampler's steps do not allow; see ``require_updates``."""
+    """Refuse a number of updates, or a method, that the sampler's steps do not allow.
+
+    Raises:
+        InvalidInput: see ``require_updates`` and ``bac.methods.hyca.require_steps``.
+    """
+    if isinstance(method, HyCa):
+        require_steps(policy.sampler.steps)
     if isinstance(method, ByUpdates):
         require_updates(method.updates, policy.sampler.steps)
 

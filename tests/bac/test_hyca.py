@@ -39,6 +39,15 @@ def planted() -> FeatureProfile:
     return replace(random_profile(seed=0, steps=STEPS), **totals.statistics())
 
 
+@pytest.mark.parametrize("updates", [2, 20])
+def test_fewer_steps_than_solvers_need_are_refused_first(updates: int) -> None:
+    told = r"cache=hyca: expected a sampler of at least 6 steps, got 5; use one of more steps, or another method\."
+    with pytest.raises(InvalidInput, match=told):
+        HyCa(updates).schedule(random_profile(seed=0, steps=5))
+    with pytest.raises(InvalidInput, match="a profile with solver_mse"):
+        HyCa(2).schedule(random_profile(seed=0, steps=6))
+
+
 @pytest.mark.parametrize("updates", [4, 10])
 def test_planted_dynamics_get_the_solver_that_suits_them(updates: int) -> None:
     schedule = HyCa(updates).schedule(planted())

@@ -16,7 +16,7 @@ from studies.episodes import play
 
 import bac
 from bac.errors import InvalidInput, Mismatch, Unavailable
-from bac.methods import BlockAdaptive, HarmoniCa, Method, NoCache, Search, SensitivityWeighted
+from bac.methods import BlockAdaptive, HarmoniCa, HyCa, Method, NoCache, Search, SensitivityWeighted
 from bac.profile import FeatureProfile
 from configs.schema import CalibrationConfig, ImportConfig, TaskConfig
 from configs.tasks import TaskDemonstrations, demonstrations, require_task
@@ -147,6 +147,14 @@ def test_refusals_come_before_any_measurement(
     prepare(checkpoint.with_name("latest.ckpt.calibration"))
     with pytest.raises(error, match=told):
         _use(checkpoint, demos, method)
+
+
+def test_too_few_steps_for_hyca_are_refused_before_any_measurement(
+    checkpoint: Path, demos: TaskDemonstrations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Calibration, "features", lambda self: pytest.fail("measured"))
+    with pytest.raises(InvalidInput, match="cache=hyca: expected a sampler of at least 6 steps, got 5"):
+        _use(checkpoint, demos, HyCa(), sampler=lambda process: ddim(process, 5))
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,10 @@ class CalibrateConfig(CalibrationConfig):
         checkpoint: path of a checkpoint, ours or an original ``.ckpt``; null takes the task's shipped policy.
         weights: of an original checkpoint, ``ema`` or ``raw``; null takes those that the original evaluates.
         demonstrations: a zarr store or robomimic file; null takes the committed one.
-        reuse: take the profile that an earlier run left and measure only what it lacks; false measures all anew.
+        reuse: take the profile that an earlier run left, refused if it is of another number of ``observations``, and
+            measure only the sensitivity or, for ``cache=harmonica``, the gates if it lacks them; other statistics that
+            it lacks stay lacking. False measures all anew.
+        overwrite: replace schedules of the same name that were made with other parameters; false refuses.
         budgets: values of ``cache.updates`` (of ``cache.gflops`` for ``search``) to write schedules for, beside the
             configured one.
         bank: make the schedule bank from the profile that an earlier run left, and time it on this device, instead.
@@ -277,6 +280,7 @@ class CalibrateConfig(CalibrationConfig):
     weights: str | None
     demonstrations: str | None
     reuse: bool
+    overwrite: bool
     budgets: list[float]
     bank: bool
     family: FamilyConfig

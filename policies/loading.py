@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bac.errors import InvalidInput, Mismatch, MissingArtefact, sentence
+from bac.errors import CorruptArtefact, InvalidInput, Mismatch, MissingArtefact, sentence
 from bac.methods import Method, NoCache, Search, full_schedule
 from bac.profile import FeatureProfile
 from bac.sampler_table import SamplerTable
@@ -121,6 +121,34 @@ def kept_schedule(method: Search, policy: DiffusionPolicy) -> CacheSchedule | No
     path = schedule_path(policy, method.label)
     schedule = CacheSchedule.load(path) if path.is_file() else None
     return schedule if schedule is not None and schedule.parameters == method.parameters else None
+
+
+def require_free(method: Method, policy: DiffusionPolicy) -> None:
+    """Refuse if a method's schedule would replace one that was made with other parameters for the same checkpoint.
+
+    A label names the budget alone, so that methods of one budget share a file. What was made for another checkpoint or
+    sampler, or cannot be read, serves nobody and is not in the way.
+
+    Raises:
+        Mismatch: it does.
+    """
+    path = schedule_path(policy, method.label)
+    try:
+        kept = CacheSchedule.load(path)
+    except (MissingArtefact, CorruptArtefact, InvalidInput):
+        return
+    asked, found = method.parameters, kept.parameters
+    other = sorted(name for name in asked.keys() | found.keys() if asked.get(name) != found.get(name))
+    if other and kept.provenance == policy.provenance:
+        expected, got = (", ".join(f"{name}={each.get(name)}" for name in other) for each in (asked, found))
+        raise Mismatch(
+            sentence(
+                f"kept schedule {path}",
+                expected=f"one made with {expected}",
+                got=got,
+                mend="delete it, or run scripts/calibrate.py with overwrite=true",
+            )
+        )
 
 
 def import_original(

@@ -10,7 +10,7 @@ import torch
 from studies.bank import calibrate_bank
 from studies.calibration import Calibration, require_possible
 
-from bac.errors import InvalidInput, sentence
+from bac.errors import InvalidInput, Mismatch, sentence
 from bac.methods import BlockAdaptive, Method, NoCache, Search
 from bac.pictures import gate_map, save_figure, schedule_grid, sensitivity_curve, similarity_maps
 from bac.plan import schedule_cost
@@ -21,7 +21,7 @@ from configs.entry import script
 from configs.schema import CalibrateConfig
 from configs.tasks import demonstrations, require_task
 from policies.diffusion_policy import DiffusionPolicy
-from policies.loading import load_policy, profile_path, schedule_path
+from policies.loading import load_policy, profile_path, require_free, schedule_path
 
 
 def main(config: CalibrateConfig, folder: Path) -> None:
@@ -44,6 +44,8 @@ def main(config: CalibrateConfig, folder: Path) -> None:
     methods = {each.label: each for each in (method, *map(method.with_budget, config.budgets))}
     for each in methods.values():
         require_possible(each, policy)
+        if not config.overwrite:
+            require_free(each, policy)
     calibration = Calibration(config, policy, demonstrations(config.task, config.demonstrations))
     if isinstance(method, Search):
         beginning = calibration.kept_profile()
@@ -51,7 +53,7 @@ def main(config: CalibrateConfig, folder: Path) -> None:
         found: dict[str, Any] = {}
     else:
         path = profile_path(policy)
-        profile = calibration.completed(FeatureProfile.load(path) if config.reuse else calibration.features(), method)
+        profile = calibration.completed(_kept(config, path) if config.reuse else calibration.features(), method)
         profile.save(path)
         print(f"wrote {path}")
         schedules = {label: each.schedule(profile) for label, each in methods.items()}
@@ -69,6 +71,21 @@ def main(config: CalibrateConfig, folder: Path) -> None:
     }
     write_results(folder / "results.json", results)
     print(f"wrote {', '.join(schedules)} to {policy.schedules}; pictures in {folder}")
+
+
+def _kept(config: CalibrateConfig, path: Path) -> FeatureProfile:
+    """Return the profile that an earlier run left, of as many observations as the command asks for."""
+    profile = FeatureProfile.load(path)
+    if profile.observations != config.observations:
+        raise Mismatch(
+            sentence(
+                f"kept feature profile {path}",
+                expected=f"{config.observations} observations",
+                got=profile.observations,
+                mend=f"give observations={profile.observations}, or reuse=false to measure anew",
+            )
+        )
+    return profile
 
 
 def _draw(profile: FeatureProfile, method: Method, chosen: CacheSchedule, folder: Path) -> None:

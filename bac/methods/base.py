@@ -40,6 +40,10 @@ class Method(Protocol):
     def label(self) -> str:
         """Name with the budget, for instance ``bac-s10``; schedule files are called so."""
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What a schedule says it was made with."""
+
     def with_budget(self, budget: float) -> Self:
         """Return the method with another budget: updates S, or GFLOPs.
 

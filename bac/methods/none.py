@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from typing_extensions import Self
@@ -22,6 +23,11 @@ class NoCache:
     def label(self) -> str:
         """The name; there is no budget."""
         return self.name
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """None."""
+        return {}
 
     def with_budget(self, budget: float) -> Self:
         """Return the method as it is."""

@@ -24,7 +24,7 @@ from bac.trials import Trials
 from configs.schema import CalibrationConfig
 from configs.tasks import TaskDemonstrations
 from policies.diffusion_policy import DiffusionPolicy
-from policies.loading import kept_schedule, profile_path, schedule_path
+from policies.loading import kept_schedule, profile_path, require_free, schedule_path
 
 _Batches = list[tuple[Tensor, ChunkNoise]]
 
@@ -50,8 +50,9 @@ class Calibration:
         the same time the last one wins.
 
         Raises:
-            Mismatch: the profile found there is of other weights or another sampler.
-            InvalidInput: a number of updates that the sampler's steps do not allow.
+            Mismatch: the profile found there is of other weights or another sampler, or a search with other parameters
+                left a schedule of the same name.
+            InvalidInput: a number of updates, or a method, that the sampler's steps do not allow.
             Unavailable: the folder cannot be written.
         """
         require_possible(method, self.policy)
@@ -61,6 +62,8 @@ class Calibration:
         if _served(method, profile, self.policy):
             return
         by_trials = isinstance(method, Search)
+        if by_trials:
+            require_free(method, self.policy)
         kept = schedule_path(self.policy, method.label) if by_trials else profile_path(self.policy)
         _require_writable(kept.parent)
         print(f"first use of {method.name} with this checkpoint and sampler: calibrate once, kept in {kept}")

@@ -1,12 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from bac.errors import InvalidInput, MissingArtefact
+from bac.errors import InvalidInput, Mismatch, MissingArtefact
+from bac.methods import BlockAdaptive, full_schedule
+from bac.profile import Metric
 from policies import loading
 from policies.checkpoint import load_checkpoint, save_checkpoint
-from policies.loading import import_original, load_policy, locate_checkpoint, profile_path, schedule_path
+from policies.loading import import_original, load_policy, locate_checkpoint, profile_path, require_free, schedule_path
 from policies.samplers import ddim
 from tests.policies.networks import observation, small_checkpoint, small_policy
 from tests.policies.original_payloads import original_payload, save
@@ -38,6 +41,30 @@ def test_original_checkpoint_has_artefacts_of_its_own(tmp_path: Path) -> None:
     assert profile_path(policy) == folder / "profiles" / "ddim-5-trailing.zarr.zip"
     assert schedule_path(policy, "bac-s2") == folder / "schedules" / "ddim-5-trailing" / "bac-s2.json"
     assert load_policy(path).checkpoint.digest != policy.checkpoint.digest
+
+
+def test_a_kept_schedule_is_in_the_way_of_other_parameters_of_its_budget(tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    save_checkpoint(small_checkpoint(), path)
+    policy = load_policy(path)
+    method = BlockAdaptive(updates=2)
+    require_free(method, policy)
+    full = full_schedule(policy.trunk.blocks, policy.sampler.steps, policy.provenance)
+    kept, file = replace(full, method=method.name, parameters=method.parameters), schedule_path(policy, method.label)
+    kept.save(file)
+    require_free(method, policy)
+    require_free(BlockAdaptive(updates=3, metric=Metric.L1), policy)
+    other = BlockAdaptive(updates=2, metric=Metric.L1, upstream_blocks=3)
+    told = (
+        r"bac-s2\.json: expected one made with metric=l1, upstream_blocks=3, got metric=cosine, upstream_blocks=5; del"
+    )
+    with pytest.raises(Mismatch, match=told):
+        require_free(other, policy)
+    # Of the checkpoint that lay here before, or torn: nobody can use it.
+    replace(kept, provenance=replace(kept.provenance, checkpoint="facade")).save(file)
+    require_free(other, policy)
+    file.write_text("{")
+    require_free(other, policy)
 
 
 def test_converted_original_is_one_of_ours(tmp_path: Path) -> None:

@@ -112,6 +112,18 @@ def test_what_a_method_needs_besides_is_added(checkpoint: Path, demos: TaskDemon
     assert make_schedule(search, policy).method == "search"
 
 
+def test_a_search_does_not_replace_another_of_the_same_budget(
+    checkpoint: Path, demos: TaskDemonstrations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = _use(checkpoint, demos, Search(gflops=1.0, trials=2))
+    monkeypatch.setattr(Calibration, "search", lambda *_: pytest.fail("searched"))
+    with pytest.raises(
+        Mismatch, match=r"search-1g\.json: expected one made with trials=3, got trials=2; delete it, or"
+    ):
+        _use(checkpoint, demos, Search(gflops=1.0, trials=3))
+    assert make_schedule(Search(gflops=1.0, trials=2), policy).parameters["trials"] == 2
+
+
 def test_nothing_is_measured_for_the_uncached_policy(checkpoint: Path, demos: TaskDemonstrations) -> None:
     _use(checkpoint, demos, NoCache())
     assert [each.name for each in checkpoint.parent.iterdir()] == ["latest.ckpt"]

@@ -1,6 +1,7 @@
 """The path of the data, end to end and small: demonstrations, training, calibration, evaluation, comparison."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,33 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "cache.updates=3",
     )
     return folder
+
+
+def test_schedule_made_with_other_parameters_is_not_overwritten(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "run", tmp_path / "run")
+    kept = tmp_path / "run" / "schedules" / "ddpm-10" / "bac-s3.json"
+    profile = tmp_path / "run" / "profiles" / "ddpm-10.zarr.zip"
+    before = kept.read_bytes(), profile.stat().st_mtime_ns
+    few = ["checkpoint=run/checkpoint.safetensors", "observations=3", "sensitivity_observations=1", "cache.updates=3"]
+    other = [*few, "cache.upstream_blocks=2"]
+    told = _run(tmp_path, "calibrate", *other, ok=False)
+    assert told == (
+        "error: kept schedule run/schedules/ddpm-10/bac-s3.json: expected one made with upstream_blocks=2, "
+        "got upstream_blocks=5; delete it, or run scripts/calibrate.py with overwrite=true.\n"
+    )
+    assert before == (kept.read_bytes(), profile.stat().st_mtime_ns)
+    _run(tmp_path, "calibrate", *few)
+    _run(tmp_path, "calibrate", *other, "overwrite=true")
+    assert json.loads(kept.read_text())["parameters"]["upstream_blocks"] == 2
+
+
+def test_kept_profile_of_another_number_of_observations_is_refused(trained: Path) -> None:
+    few = ["checkpoint=run/checkpoint.safetensors", "cache.updates=3", "reuse=true", "observations=3"]
+    told = _run(trained, "calibrate", *few, ok=False)
+    assert told == (
+        "error: kept feature profile run/profiles/ddpm-10.zarr.zip: expected 3 observations, got 4; "
+        "give observations=4, or reuse=false to measure anew.\n"
+    )
 
 
 def _evaluate(folder: Path, *overrides: str) -> dict:

@@ -77,7 +77,7 @@ class Search(Parametrised):
         last_step: forced also updates at step K - 1.
     """
 
-    gflops: float | None = 2.4
+    gflops: float | None = 2.38
     latency_ms: float | None = None
     trials: int = 500
     objective: Objective = Objective.MEAN

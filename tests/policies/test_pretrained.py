@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,19 @@ from bac.errors import Mismatch
 from bac.methods import BlockAdaptive
 from bac.profile import FeatureProfile
 from bac.schedule import CacheSchedule
+from configs.methods import default_method
 from policies.diffusion_policy import DiffusionPolicy
-from policies.loading import load_policy, locate_checkpoint, profile_path
+from policies.loading import (
+    PRETRAINED,
+    load_policy,
+    locate_checkpoint,
+    make_schedule,
+    profile_path,
+    require_free,
+)
 from policies.samplers import ddim
 
+README = Path(__file__).parent.parent.parent / "README.md"
 FOLDER = locate_checkpoint("push_t").parent
 
 
@@ -51,6 +62,32 @@ def test_every_schedule_is_its_methods_choice_on_the_shipped_profile(policy: Dif
         schedule.require(policy.provenance, policy.trunk.blocks, 100)
         again = BlockAdaptive(updates=int(path.stem.removeprefix("bac-s"))).schedule(profile)
         np.testing.assert_array_equal(schedule.mask, again.mask)
+
+
+_TASKS = sorted(path.parent.name for path in PRETRAINED.glob("*/checkpoint.safetensors"))
+_OFFERED = re.search(r"`cache={([\w,]+)}` and, for comparison", README.read_text())[1].split(",")
+
+
+@pytest.mark.parametrize("task", _TASKS)
+@pytest.mark.parametrize("cache", _OFFERED)
+def test_every_cache_that_the_readme_offers_is_found_as_it_is_configured(task: str, cache: str) -> None:
+    policy, method = load_policy(task), default_method(cache)
+    if cache == "search" and not list(policy.schedules.glob("search-*.json")):
+        pytest.skip("found by trials: none ships with this task")
+    schedule = make_schedule(method, policy)
+    assert schedule.method == cache
+    schedule.require(policy.provenance, policy.trunk.blocks, policy.sampler.steps)
+
+
+@pytest.mark.parametrize("task", _TASKS)
+def test_calibrating_a_shipped_policy_again_is_not_refused(task: str) -> None:
+    policy = load_policy(task)
+    for path in policy.schedules.iterdir():
+        kept = CacheSchedule.load(path)
+        budget = kept.parameters.get("updates", kept.parameters.get("gflops"))
+        method = default_method(kept.method).with_budget(budget)
+        assert method.label == path.stem
+        require_free(method, policy)
 
 
 def test_shipped_schedule_refuses_another_sampler(policy: DiffusionPolicy) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +35,7 @@ class ReadyPolicy:
         action_dim: channels of an action, Da.
         action_steps: executed actions of a chunk, Ta.
         caches: names of the schedules; ``chunk`` takes their index.
+        methods: the caching method of each.
         chunk: computes a chunk.
         slowest_ms: the slowest warm call of the first schedule.
         device: what it runs on.
@@ -47,25 +48,26 @@ class ReadyPolicy:
     action_dim: int
     action_steps: int
     caches: tuple[str, ...]
+    methods: tuple[str, ...]
     chunk: Chunk
     slowest_ms: float
     device: str
     executor: str
 
     def index(self, cache: str) -> int:
-        """Return which of the schedules is called ``cache``, or is the one of that method.
+        """Return which of the schedules is called ``cache``, or is the first of that method.
 
         Raises:
             Mismatch: none that was built.
         """
-        found = [number for number, name in enumerate(self.caches) if name == cache or _method(name) == cache]
-        if not found:
-            raise Mismatch(
-                sentence(
-                    "cache", expected=f"one of {list(self.caches)}", got=cache, mend="name it in `caches` and configure"
-                )
+        for names in (self.caches, self.methods):
+            if cache in names:
+                return names.index(cache)
+        raise Mismatch(
+            sentence(
+                "cache", expected=f"one of {list(self.caches)}", got=cache, mend="name it in `caches` and configure"
             )
-        return found[0]
+        )
 
 
 Load = Callable[[NodeSettings], ReadyPolicy]
@@ -96,7 +98,7 @@ def load(settings: NodeSettings) -> ReadyPolicy:
             sentence("checkpoint", expected=f"a policy of {given['task']}", got=policy.spec.task, mend="correct `task`")
         )
     built = _from_bank(policy, settings) if given["budget_ms"] else _named(policy, settings)
-    source = ChunkSource(list(built.values()))
+    source = ChunkSource([each.policy for each in built.values()])
     spec, blank = policy.spec, policy.spec.blank_observation()
     observation: dict[str, Shape] = {key: blank[key].shape[1:] for key in spec.observation}
 
@@ -104,7 +106,7 @@ def load(settings: NodeSettings) -> ReadyPolicy:
         return source.predictor(seed)(replace(request, level=schedule))
 
     about = run_device(policy.trunk.device)
-    executor = f"{next(iter(built.values())).denoiser.__class__.__name__}, {torch.get_num_threads()} thread(s)"
+    executor = f"{next(iter(built.values())).policy.denoiser.__class__.__name__}, {torch.get_num_threads()} thread(s)"
     slowest_ms = _warm(source, blank, len(built), given["warmup_calls"])
     loop = settings.loop(policy.action_steps, slowest_ms, len(built))
     if loop.seam is Seam.INPAINT:
@@ -116,6 +118,7 @@ def load(settings: NodeSettings) -> ReadyPolicy:
         spec.network.action_dim,
         policy.action_steps,
         tuple(built),
+        tuple(each.method for each in built.values()),
         chunk,
         slowest_ms,
         about,
@@ -132,23 +135,37 @@ def run_device(device: object) -> str:
     return str(run_provenance(torch.device(str(device)), {})["device"])
 
 
-def _named(policy: DiffusionPolicy, settings: NodeSettings) -> dict[str, DiffusionPolicy]:
+@dataclass(frozen=True)
+class _Built:
+    """A policy over one schedule, and the method that made the schedule."""
+
+    policy: DiffusionPolicy
+    method: str
+
+
+def _named(policy: DiffusionPolicy, settings: NodeSettings) -> dict[str, _Built]:
     """Return schedule name -> policy for ``cache`` and ``caches``."""
     import bac
     from bac.methods import full_schedule
+    from bac.schedule import CacheSchedule
 
     folder = policy.schedules
-    kept = [] if folder is None else sorted(file.stem for file in folder.glob("*.json"))
-    names = [_resolve(name, kept) for name in [settings.values["cache"], *settings.values["caches"]]]
-    full = full_schedule(policy.trunk.blocks, policy.sampler.steps, policy.provenance)
-    executor = settings.values["executor"]
-    return {name: bac.accelerate(policy, full if name == "none" else name, executor) for name in dict.fromkeys(names)}
+    kept = {} if folder is None else {file.stem: file for file in sorted(folder.glob("*.json"))}
+    built = {}
+    for name in dict.fromkeys(_resolve(each, kept) for each in [settings.values["cache"], *settings.values["caches"]]):
+        if name == "none":
+            schedule = full_schedule(policy.trunk.blocks, policy.sampler.steps, policy.provenance)
+        else:
+            schedule = CacheSchedule.load(kept[name])
+        built[name] = _Built(bac.accelerate(policy, schedule, settings.values["executor"]), schedule.method)
+    return built
 
 
-def _from_bank(policy: DiffusionPolicy, settings: NodeSettings) -> dict[str, DiffusionPolicy]:
+def _from_bank(policy: DiffusionPolicy, settings: NodeSettings) -> dict[str, _Built]:
     """Return the bank's entries within the budget: the most accurate, and two to switch to, each faster."""
     from bac.control import DeviceProfile, ScheduleBank
     from bac.executors import select
+    from bac.schedule import CacheSchedule
     from policies.bank import BANK_FILE, device_path, load_entry
     from policies.loading import bank_folder
 
@@ -156,28 +173,28 @@ def _from_bank(policy: DiffusionPolicy, settings: NodeSettings) -> dict[str, Dif
     executor = select(settings.values["executor"], policy.trunk)
     device = DeviceProfile.load(device_path(home, policy.trunk.device, executor))
     entries = ScheduleBank.load(home / BANK_FILE).on(device).ladder(settings.values["budget_ms"], levels=3)
-    return {entry.name: load_entry(policy, home, entry, executor.kind, executor.weights) for entry in entries}
+    return {
+        entry.name: _Built(
+            load_entry(policy, home, entry, executor.kind, executor.weights),
+            CacheSchedule.load(home / entry.schedule).method,
+        )
+        for entry in entries
+    }
 
 
-def _resolve(cache: str, kept: Sequence[str]) -> str:
-    """Return a schedule's name; a method's name means its kept schedule of the largest budget, the most accurate."""
+def _resolve(cache: str, kept: Mapping[str, Path]) -> str:
+    """Return a schedule's name; a method's name means the one of its schedules that updates most, the most accurate."""
+    from bac.schedule import CacheSchedule
+
     if cache == "none" or cache in kept:
         return cache
-    of_method = [name for name in kept if _method(name) == cache]
-    if not of_method:
+    schedules = {name: CacheSchedule.load(file) for name, file in kept.items()}
+    updates = {name: each.share.sum() for name, each in schedules.items() if each.method == cache}
+    if not updates:
         raise MissingArtefact(
             sentence("cache", expected=f"none or one of {list(kept)}", got=cache, mend="run scripts/calibrate.py")
         )
-    return max(of_method, key=_budget)
-
-
-def _method(schedule: str) -> str:
-    return schedule.rsplit("-s", 1)[0]
-
-
-def _budget(schedule: str) -> int:
-    budget = schedule.rsplit("-s", 1)[-1]
-    return int(budget) if budget.isdigit() else 0
+    return max(updates, key=lambda name: updates[name])
 
 
 def _warm(source: ChunkSource, blank: Mapping[str, np.ndarray], schedules: int, calls: int) -> float:

@@ -1,5 +1,7 @@
 """From parameters to a policy that is built and warm: the shipped Push-T policy."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import bac
 from bac.control import Observation, Request
 from bac.errors import InvalidInput, Mismatch, MissingArtefact, Unavailable
+from bac.schedule import CacheSchedule
 from policies import load_policy
 from policies.realtime import ChunkSource
 from ros2_bridge.policy import _resolve, _warm_inpainting, load
@@ -36,15 +39,31 @@ def test_a_chunk_is_the_policy_s_own_to_the_last_bit() -> None:
     assert not np.array_equal(ready.chunk(_request(), 0, 100000), ready.chunk(_request(), 0, 100001))
 
 
-def test_a_method_s_name_is_its_most_accurate_kept_schedule() -> None:
-    kept = ["bac-s10", "bac-s30", "bac-s5", "bac_weighted-s10", "search-2.38g"]
+def _kept() -> dict[str, Path]:
+    folder = load_policy("push_t").schedules
+    assert folder is not None
+    return {path.stem: path for path in folder.glob("*.json")}
+
+
+def test_a_method_s_name_is_its_most_accurate_kept_schedule(tmp_path: Path) -> None:
+    kept = _kept()
     assert _resolve("bac", kept) == "bac-s30"
+    assert _resolve("search", kept) == "search-2.38g"
     assert _resolve("bac_weighted", kept) == "bac_weighted-s10"
     assert _resolve("bac-s5", kept) == "bac-s5"
     assert _resolve("search-2.38g", kept) == "search-2.38g"
     assert _resolve("none", kept) == "none"
     with pytest.raises(MissingArtefact, match="cache: expected none or one of"):
         _resolve("uniform", kept)
+    # By what is in the files, whatever their names.
+    few, many = CacheSchedule.load(kept["bac-s5"]), CacheSchedule.load(kept["bac-s20"])
+    for name, schedule in {"search-9g": few, "search-10g": many, "search-2g": few}.items():
+        replace(schedule, method="search").save(tmp_path / f"{name}.json")
+    found = {path.stem: path for path in sorted(tmp_path.iterdir())}
+    assert _resolve("search", found) == "search-10g"
+    # A file that nobody asked for may be anything.
+    (tmp_path / "torn.json").write_text("{")
+    assert _resolve("search-9g", found | {"torn": tmp_path / "torn.json"}) == "search-9g"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +79,12 @@ def test_a_method_s_name_is_its_most_accurate_kept_schedule() -> None:
 def test_what_is_missing_or_does_not_belong_is_refused(changed: dict[str, Any], error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         load(_settings(**changed))
+
+
+def test_a_search_schedule_is_found_by_its_method() -> None:
+    ready = load(_settings(cache="search", caches=["bac-s5"]))
+    assert (ready.caches, ready.methods) == (("search-2.38g", "bac-s5"), ("search", "bac"))
+    assert (ready.index("search"), ready.index("search-2.38g"), ready.index("bac")) == (0, 0, 1)
 
 
 def test_schedules_that_were_not_built_are_refused() -> None:

@@ -49,6 +49,7 @@ def policy(compute: Callable[..., np.ndarray] = chunk, **changed: Any) -> ReadyP
         "action_dim": 2,
         "action_steps": 4,
         "caches": CACHES,
+        "methods": tuple(name.rsplit("-", 1)[0] for name in changed.get("caches", CACHES)),
         "chunk": compute,
         "slowest_ms": 1.0,
         "device": "toy device",

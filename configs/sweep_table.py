@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
+
+from bac.files import write_whole
 
 RESULTS_FILE = "results.json"
 
@@ -40,10 +43,15 @@ class SweepTable(Callback):
         for overrides, results in rows:
             table.add_row(overrides, *_cells(results))
         Console().print(table)
-        with (self._folder / "summary.txt").open("w") as file:
-            Console(file=file, width=160).print(table)
+        drawn = StringIO()
+        Console(file=drawn, width=160).print(table)
+        _write(self._folder / "summary.txt", drawn.getvalue())
         document = [{"overrides": overrides, **results} for overrides, results in rows]
-        (self._folder / "summary.json").write_text(json.dumps(document, indent=2) + "\n")
+        _write(self._folder / "summary.json", json.dumps(document, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    write_whole(path, lambda partial: partial.write_text(text))
 
 
 def _cells(results: dict[str, Any]) -> list[str]:

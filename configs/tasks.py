@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from envs.demos.robomimic_store import LowDimDemonstrations
 
 HELD_OUT_SEED = 1_000_003
-"""Draws the observations that errors are judged on; calibration takes others (``calibrate.seed``)."""
+"""Draws the observations that errors are judged on; calibration draws others (``CalibrationConfig.seed``)."""
 
 _Entry = TypeVar("_Entry")
 

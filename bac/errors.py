@@ -25,6 +25,10 @@ class Unavailable(BacError):
     """This machine or this network lacks what was asked for: a compiler, a GPU, a plain form."""
 
 
+class TooLarge(Unavailable):
+    """An executor cannot hold a plan of so many operations."""
+
+
 def sentence(what: str, *, expected: object, got: object, mend: str) -> str:
     """Return ``what: expected E, got G; mend.`` on one line."""
     return f"{what}: expected {expected}, got {got}; {mend}."

@@ -20,8 +20,9 @@ from studies.realtime_play import CONTROL_ROWS, play_controlled, require_playabl
 from tqdm import tqdm
 
 import bac
-from bac.errors import InvalidInput, sentence
-from bac.executors import WeightType
+from bac.acceleration import select_for
+from bac.errors import InvalidInput, TooLarge, sentence
+from bac.executors import Selection, WeightType
 from bac.files import write_whole
 from bac.methods import NoCache
 from bac.pictures import save_figure, schedule_grid
@@ -57,7 +58,7 @@ def main(config: EvalConfig, folder: Path) -> None:
     schedule = make_schedule(method, policy)
     executor = config.executor.select(schedule, policy.trunk)
     cached = bac.accelerate(policy, schedule, executor)
-    uncached = bac.accelerate(policy, make_schedule(NoCache(), policy), replace(executor, weights=WeightType.FP32))
+    uncached, uncached_executor = _uncached(policy, executor)
 
     spread = demos.spread_observations(config.error_observations, cached.observation_steps, HELD_OUT_SEED)
     first = config.task.seed if config.seed is None else config.seed
@@ -83,11 +84,12 @@ def main(config: EvalConfig, folder: Path) -> None:
     results["checkpoint"] = {"file": str(checkpoint), "weights": policy.checkpoint.training.get("weights")}
     results["schedule"] = _describe(schedule)
     results["executor"] = executor.to_json()
+    results["uncached_executor"] = uncached_executor.to_json()
     results["provenance"] = run_provenance(torch.device(config.device), asdict(config))
 
     # First of all: what is drawn and filmed can be had again from the schedule and the seeds.
     write_results(folder / "results.json", results)
-    (folder / "schedule.txt").write_text(schedule.grid() + "\n")
+    write_whole(folder / "schedule.txt", lambda partial: partial.write_text(schedule.grid() + "\n"))
     save_figure(schedule_grid(schedule), folder / "schedule.png")
     for episode in episodes[: config.video]:
         _write_video(episode, folder / f"episode_{episode.seed}.mp4", config.task.rate_hz)
@@ -102,6 +104,16 @@ def _require_counts(config: EvalConfig) -> None:
         given = getattr(config, name)
         if given is not None and given < least:
             raise InvalidInput(sentence(name, expected=f"at least {least}", got=given, mend="correct the override"))
+
+
+def _uncached(policy: DiffusionPolicy, executor: Selection) -> tuple[DiffusionPolicy, Selection]:
+    """Return the uncached policy and what runs it: the same executor in float32, or ``auto`` if that cannot hold it."""
+    schedule, alike = make_schedule(NoCache(), policy), replace(executor, weights=WeightType.FP32)
+    try:
+        return bac.accelerate(policy, schedule, alike), alike
+    except TooLarge:
+        other = select_for(schedule, policy.trunk)
+        return bac.accelerate(policy, schedule, other), other
 
 
 def _play(
@@ -148,7 +160,7 @@ def _write_video(episode: Episode, path: Path, rate_hz: float) -> None:
 
 
 def _print(results: dict[str, Any], folder: Path) -> None:
-    table = Table("", "cached", "uncached", title=_title(results))
+    table = Table("", "cached", _uncached_title(results), title=_title(results))
     compared = results.get("compare", {})
     for name in ("score", "success"):
         table.add_row(name, *(_interval(each.get(name)) for each in (results, compared)))
@@ -177,6 +189,11 @@ def _print(results: dict[str, Any], folder: Path) -> None:
 def _title(results: dict[str, Any]) -> str:
     executor = results["executor"]
     return f"{results['task']}, {results['schedule']['method']}, {executor['kind']} {executor['weights']}"
+
+
+def _uncached_title(results: dict[str, Any]) -> str:
+    executor = results["uncached_executor"]
+    return "uncached" if executor == results["executor"] else f"uncached, {executor['kind']} {executor['weights']}"
 
 
 def _interval(estimate: dict[str, float] | None) -> str:

@@ -39,7 +39,7 @@ def main(config: ExportConfig, folder: Path) -> None:
                 "export",
                 expected="a low-dim policy",
                 got="an image policy",
-                mend="evaluate it with executor=onnx here",
+                mend="play it with scripts/eval.py, where executor=onnx takes schedules of few updates",
             )
         )
     schedule = make_schedule(config.cache.build(), policy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bac.errors import Unavailable, sentence
+from bac.errors import TooLarge, Unavailable, sentence
 from bac.executors.base import ChunkNoise
 from bac.executors.committed import Committed
 from bac.onnx_graph import onnx_graph
@@ -30,7 +30,8 @@ class OnnxExecutor:
 
     Raises:
         Mismatch: plan, trunk and sampler do not belong together.
-        Unavailable: onnx or onnxruntime is missing, a trunk of another form, or a graph of too many nodes.
+        Unavailable: onnx or onnxruntime is missing, or a trunk of another form.
+        TooLarge: a graph of too many nodes.
     """
 
     def __init__(self, plan: Plan, trunk: ResidualTrunk, sampler: SamplerTable) -> None:
@@ -47,7 +48,7 @@ class OnnxExecutor:
             ) from error
         graph = onnx_graph(plan, trunk, sampler)
         if len(graph.model.graph.node) > _MOST_NODES:
-            raise Unavailable(
+            raise TooLarge(
                 sentence(
                     "executor onnx",
                     expected=f"a graph of at most {_MOST_NODES} nodes",

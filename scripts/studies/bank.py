@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from bac.control import DeviceProfile
+from bac.errors import TooLarge, sentence
 from bac.executors import Selection
 from bac.results import run_provenance, write_results
 from configs.methods import default_method
@@ -34,16 +36,21 @@ _COLUMNS = ("schedule", "GFLOPs", "action error", "p50 ms", "p99 ms")
 
 
 def calibrate_bank(config: CalibrateConfig, policy: DiffusionPolicy, folder: Path) -> None:
-    """Make the family's schedules, judge and time them; write bank and device profile beside the checkpoint."""
+    """Make the family's schedules, judge and time them; write bank and device profile beside the checkpoint.
+
+    Raises:
+        TooLarge: the executor cannot hold the uncached policy, which every bank is judged against.
+    """
+    executor = config.executor.select_plain(policy.trunk)
+    reference = _reference(policy, executor)
     demos = demonstrations(config.task, config.demonstrations)
     family = _family(config, policy)
-    executor = config.executor.select(family[0].schedule, policy.trunk)
-    candidates = {
+    candidates = {family[0].name: reference} | {
         each.name: accelerated(policy, each, executor.kind, executor.weights)
-        for each in tqdm(family, desc="build", unit="schedule")
+        for each in tqdm(family[1:], desc="build", unit="schedule")
     }
     spread = demos.spread_observations(config.observations, policy.observation_steps, config.seed)
-    judged = bank_errors(candidates[family[0].name], candidates, spread, config.seed)
+    judged = bank_errors(reference, candidates, spread, config.seed)
     errors = dict(tqdm(judged, desc="action error", unit="schedule", total=len(family)))
     bank = bank_of(policy, family, errors)
     one = {key: values[0] for key, values in spread.items()}
@@ -83,11 +90,24 @@ def timed_bank(
         return measure_bank(candidates, observation, calls, executor, bar.update)
 
 
+def _reference(policy: DiffusionPolicy, executor: Selection) -> DiffusionPolicy:
+    """Return the uncached policy, whose plan is the family's largest."""
+    (uncached,) = members(policy, [], [])
+    try:
+        return accelerated(policy, uncached, executor.kind, executor.weights)
+    except TooLarge as error:
+        raise TooLarge(
+            sentence(
+                "schedule bank",
+                expected=f"an executor that holds the uncached policy, {policy.sampler.steps} steps of all blocks",
+                got=executor.kind,
+                mend="use executor=compiled, or a sampler of fewer steps",
+            )
+        ) from error
+
+
 def _family(config: CalibrateConfig, policy: DiffusionPolicy) -> list[Member]:
-    methods = {
-        each.label: each
-        for name in config.family.methods
-        for updates in config.family.updates
-        if (each := default_method(name).with_budget(updates))
-    }
-    return members(policy, list(methods.values()), config.family.ddim)
+    budgets = itertools.product(config.family.methods, config.family.updates)
+    methods = [default_method(name).with_budget(updates) for name, updates in budgets]
+    # A budget that is given twice is one member.
+    return members(policy, list({each.label: each for each in methods}.values()), config.family.ddim)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from toys import NoHostReads, alike, random_forecast, random_schedule, with_groups
 
-from bac.errors import InvalidInput, Mismatch, Unavailable
+from bac.errors import InvalidInput, Mismatch, TooLarge, Unavailable
 from bac.executors import (
     ChunkNoise,
     CompiledExecutor,
@@ -361,7 +361,7 @@ def test_onnx_refuses_a_graph_that_breaks_the_memory_bound(monkeypatch: pytest.M
     monkeypatch.setattr("bac.executors.onnx._MOST_NODES", nodes)
     OnnxExecutor(plan, trunk, sampler)
     monkeypatch.setattr("bac.executors.onnx._MOST_NODES", nodes - 1)
-    with pytest.raises(Unavailable, match=rf"at most {nodes - 1} nodes, got {nodes}; use executor=compiled"):
+    with pytest.raises(TooLarge, match=rf"at most {nodes - 1} nodes, got {nodes}; use executor=compiled"):
         OnnxExecutor(plan, trunk, sampler)
 
 

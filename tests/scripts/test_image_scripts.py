@@ -55,4 +55,10 @@ def test_image_policy_is_trained_played_and_its_encoder_itemised(trained: Path) 
 def test_image_policy_has_no_graph(trained: Path) -> None:
     given = ["task=push_t_image", "checkpoint=run/checkpoint.safetensors", "cache=none"]
     told = _run(trained, "export", *given, ok=False)
-    assert told.startswith("error: export: expected a low-dim policy, got an image policy")
+    assert told.startswith("error: export: expected a low-dim policy, got an image policy; play it with scripts/eval")
+    # As the refusal says.
+    short = ["episodes=1", "task.max_steps=9", "video=0", "latency_calls=1", "error_observations=2"]
+    given = ["checkpoint=run/checkpoint.safetensors", "cache=none", "executor=onnx"]
+    _run(trained, "eval", *SMALL, *short, *given)
+    results = json.loads((max((trained / "outputs" / "eval").iterdir()) / "results.json").read_text())
+    assert results["executor"]["kind"] == "onnx"

@@ -199,6 +199,29 @@ def test_evaluation_results_carry_what_they_must(trained: Path) -> None:
     assert {"episode_100000.mp4", "schedule.png", "schedule.txt"} <= {path.name for path in folder.iterdir()}
 
 
+def test_uncached_policy_that_onnx_cannot_hold_is_run_by_another_executor(tmp_path: Path) -> None:
+    small = ["episodes=1", "task.max_steps=8", "latency_calls=1", "error_observations=2", "threads=1", "video=0"]
+    told = _run(tmp_path, "eval", "task=push_t", "cache=bac", "cache.updates=5", "executor=onnx", *small)
+    results = _results(tmp_path, "eval")[1]
+    assert results["executor"] == {"kind": "onnx", "weights": "fp32", "because": None}
+    assert results["uncached_executor"] == {"kind": "compiled", "weights": "fp32", "because": None}
+    assert "push_t, bac, onnx fp32" in told
+    assert "uncached, compiled" in told
+
+
+def test_uncached_policy_that_onnx_holds_is_run_by_it_too(trained: Path) -> None:
+    results = _evaluate(trained, "cache=bac", "cache.updates=3", "executor=onnx", "video=0")
+    assert results["executor"] == results["uncached_executor"] == {"kind": "onnx", "weights": "fp32", "because": None}
+
+
+def test_bank_that_onnx_cannot_hold_refuses_before_anything_is_made(tmp_path: Path) -> None:
+    told = _run(tmp_path, "calibrate", "task=push_t", "bank=true", "executor=onnx", "demonstrations=none", ok=False)
+    assert told == (
+        "error: schedule bank: expected an executor that holds the uncached policy, 100 steps of all blocks, got onnx; "
+        "use executor=compiled, or a sampler of fewer steps.\n"
+    )
+
+
 def test_evaluation_repeats_itself_and_none_is_the_reference(trained: Path) -> None:
     first, second = (_evaluate(trained, "cache=uniform", "cache.updates=2", "video=0") for _ in range(2))
     assert first["scores"] == second["scores"]

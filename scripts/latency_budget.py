@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from studies.bank import timed_bank
 from tqdm import tqdm
 
 from bac.control import DeviceProfile, LatencyBudget, ScheduleBank
@@ -16,7 +15,7 @@ from bac.results import run_provenance, write_results
 from bac.timing import device_synchroniser
 from configs.budgets import LatencyBudgetConfig
 from configs.entry import script
-from policies.bank import BANK_FILE, device_path, load_entry
+from policies.bank import BANK_FILE, device_path, load_entry, measure_bank
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import bank_folder, load_policy
 
@@ -75,7 +74,9 @@ def _device_profile(
         each.name: load_entry(policy, home, each, executor.kind, executor.weights)
         for each in tqdm(bank.entries, desc="build", unit="schedule")
     }
-    device = timed_bank(candidates, policy.spec.blank_observation(), config.measure_calls, executor)
+    blank = policy.spec.blank_observation()
+    with tqdm(desc="time", unit="chunk", total=config.measure_calls * len(candidates)) as bar:
+        device = measure_bank(candidates, blank, config.measure_calls, executor, bar.update)
     device.save(path)
     print(f"wrote {path}")
     return device

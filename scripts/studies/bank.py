@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from bac.control import DeviceProfile
 from bac.errors import TooLarge, sentence
-from bac.executors import Selection
 from bac.results import run_provenance, write_results
 from configs.methods import default_method
 from configs.schema import CalibrateConfig
@@ -54,7 +50,8 @@ def calibrate_bank(config: CalibrateConfig, policy: DiffusionPolicy, folder: Pat
     errors = dict(tqdm(judged, desc="action error", unit="schedule", total=len(family)))
     bank = bank_of(policy, family, errors)
     one = {key: values[0] for key, values in spread.items()}
-    device = timed_bank(candidates, one, config.family.calls, executor)
+    with tqdm(desc="time", unit="chunk", total=config.family.calls * len(candidates)) as bar:
+        device = measure_bank(candidates, one, config.family.calls, executor, bar.update)
 
     home = bank_folder(policy)
     for each in family:
@@ -80,14 +77,6 @@ def calibrate_bank(config: CalibrateConfig, policy: DiffusionPolicy, folder: Pat
     }
     write_results(folder / "results.json", results)
     print(f"{markdown_table(_COLUMNS, rows)}\nwrote {home / BANK_FILE} and {kept}")
-
-
-def timed_bank(
-    candidates: Mapping[str, DiffusionPolicy], observation: Mapping[str, np.ndarray], calls: int, executor: Selection
-) -> DeviceProfile:
-    """Time ``calls`` rounds of all candidates with a progress bar, as ``policies.bank.measure_bank`` does."""
-    with tqdm(desc="time", unit="chunk", total=calls * len(candidates)) as bar:
-        return measure_bank(candidates, observation, calls, executor, bar.update)
 
 
 def _reference(policy: DiffusionPolicy, executor: Selection) -> DiffusionPolicy:

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from bac.errors import TooLarge, sentence
+from bac.executors import Selection
 from bac.results import run_provenance, write_results
 from configs.methods import default_method
 from configs.schema import CalibrateConfig

@@ -303,6 +303,7 @@ class OptimiserConfig:
     ema_power: float
     precision: str
     noise_draws: int
+    scaled_condition: bool
 
     def build(self, seed: int) -> TrainingConfig:
         """Return the recipe."""

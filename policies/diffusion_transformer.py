@@ -136,6 +136,18 @@ class DiffusionTransformer(nn.Module):
         )
         return self.head(self.ln_f(stream))
 
+    def scale_condition(self) -> None:
+        """Draw the weights between observations and memory anew, at the scale that keeps their size.
+
+        The original's 0.02 leaves so little of an observation that the encoder's Mish is all but linear, and remains so
+        for thousands of steps. What depends on products of observed numbers, such as a direction on a quaternion, is
+        then learned late. (LeCun et al., Efficient BackProp, 1998, section 4.6.)
+        """
+        wide, narrow = self.encoder[0], self.encoder[2]
+        # Normalised observations lie in [-1, 1], about half of unit size.
+        for layer, size in ((self.cond_obs_emb, 0.5), (wide, 1.0), (narrow, 1.0)):
+            nn.init.normal_(layer.weight, std=1 / (size * layer.in_features**0.5))
+
 
 def _additive(allowed: Tensor) -> Tensor:
     return torch.zeros(allowed.shape).masked_fill(~allowed, float("-inf"))

@@ -86,6 +86,7 @@ class TrainingConfig:
         encoder_weight_decay: on all weights of an image policy's encoder, as in the original.
         noise_draws: time steps and noises that each window of a step is noised with. An image policy encodes what it
             observes once for all of them: where the encoder is most of the work, more draws cost little.
+        scaled_condition: begin as ``DiffusionTransformer.scale_condition`` says, not as the original.
     """
 
     cycles: tuple[int, ...]
@@ -100,6 +101,7 @@ class TrainingConfig:
     seed: int
     encoder_weight_decay: float = 1e-6
     noise_draws: int = 1
+    scaled_condition: bool = False
 
     def __post_init__(self) -> None:
         shortest = min(self.cycles, default=0)
@@ -168,6 +170,8 @@ class Trainer:
         identity: Mapping[str, str],
     ) -> None:
         self.network = network
+        if config.scaled_condition:
+            network_parts(network)[0].scale_condition()
         self.ema = deepcopy(network).eval().requires_grad_(False)
         self.config = config
         self.step = 0

@@ -238,6 +238,25 @@ def test_noise_draws_repeat_the_batch(tmp_path: Path) -> None:
     assert len(sample.flatten(1).unique(dim=0)) == 12
 
 
+def test_scaled_condition_changes_how_large_an_observation_is_and_nothing_else(tmp_path: Path) -> None:
+    observed = torch.rand(500, 3) * 2 - 1
+    sizes, others = [], []
+    for scaled in (False, True):
+        trainer = _trainer(tmp_path, replace(RECIPE, scaled_condition=scaled))
+        network = trainer.network
+        assert isinstance(network, DiffusionTransformer)
+        with torch.no_grad():
+            sizes.append(network.encoder[0](network.cond_obs_emb(observed)).std(0).mean().item())
+        state = network.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in trainer.ema.state_dict().items())
+        drawn = {"cond_obs_emb.weight", "encoder.0.weight", "encoder.2.weight"}
+        others.append({name: value for name, value in state.items() if name not in drawn})
+    # Mish bends where its argument is about 1.
+    assert sizes[0] < 0.02
+    assert 0.3 < sizes[1] < 3
+    assert all(torch.equal(value, others[1][name]) for name, value in others[0].items())
+
+
 def test_bf16_autocast_trains(tmp_path: Path) -> None:
     losses = [progress.loss for progress in _trainer(tmp_path, replace(RECIPE, precision="bf16")).run()]
     exact = [progress.loss for progress in _trainer(tmp_path / "exact").run()]

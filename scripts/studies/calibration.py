@@ -56,9 +56,9 @@ class Calibration:
         if isinstance(method, NoCache):
             return
         profile = self.kept_profile()
+        self.require_possible(method, profile)
         if _served(method, profile, self.policy):
             return
-        self.require_possible(method, profile)
         by_trials = isinstance(method, Search)
         kept = schedule_path(self.policy, method.label) if by_trials else profile_path(self.policy)
         _require_writable(kept.parent)

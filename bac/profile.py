@@ -164,6 +164,26 @@ class FeatureProfile:
         """
         return self.values[Metric.L1].astype(np.float64).mean(axis=(1, 2))
 
+    @classmethod
+    def stand_in(cls, blocks: tuple[Block, ...], provenance: Provenance, steps: int, tokens: int) -> FeatureProfile:
+        """Return a profile of random numbers: what a method refuses of it, it refuses of any, before any is measured.
+
+        Args:
+            blocks: the rows.
+            provenance: whose profile it stands for.
+            steps: K.
+            tokens: T.
+        """
+        draw = np.random.default_rng(0)
+        drawn = draw.random((len(blocks), steps, steps))
+        lengths = _lengths(blocks, steps) | {"T": tokens, "T - 1": tokens - 1, "d": 1}
+        drawn_statistics = {
+            name: draw.random(tuple(lengths[axis] for axis in rule.axes)) for name, rule in _STATISTICS.items()
+        }
+        # A few steps have no intervals that predictions could be measured over.
+        statistics = {name: array for name, array in drawn_statistics.items() if array.size}
+        return cls(dict.fromkeys(Metric, drawn + drawn.transpose(0, 2, 1)), blocks, 1, provenance, **statistics)
+
     def save(self, path: Path) -> None:
         """Write a zarr v3 ``.zip`` store, whole or not at all.
 
@@ -230,16 +250,7 @@ class FeatureProfile:
 
     def _require_sound_statistic(self, name: str, array: np.ndarray) -> None:
         rule = _STATISTICS[name]
-        layers = 1 + max(block.layer for block in self.blocks)
-        lengths = {
-            "K": self.steps,
-            "layers": layers,
-            "blocks": len(self.blocks),
-            "blocks + 1": len(self.blocks) + 1,
-            "intervals": len(measured_intervals(self.steps)),
-            "solvers": len(Solver),
-            "3": 3,
-        }
+        lengths = _lengths(self.blocks, self.steps)
         fits = array.ndim == len(rule.axes) and all(
             length == lengths.get(axis, length) for axis, length in zip(rule.axes, array.shape, strict=True)
         )
@@ -278,6 +289,19 @@ class FeatureProfile:
                     mend="check that these branches are not dead",
                 )
             )
+
+
+def _lengths(blocks: tuple[Block, ...], steps: int) -> dict[str, int]:
+    """Return the lengths of the axes that follow from blocks and steps."""
+    return {
+        "K": steps,
+        "layers": 1 + max(block.layer for block in blocks),
+        "blocks": len(blocks),
+        "blocks + 1": len(blocks) + 1,
+        "intervals": len(measured_intervals(steps)),
+        "solvers": len(Solver),
+        "3": 3,
+    }
 
 
 def _zarr() -> ModuleType:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bac.errors import CorruptArtefact, MissingArtefact, sentence
 from bac.files import write_whole
 
 _PACKAGES = (
@@ -53,6 +54,32 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """Write a JSON document, whole or not at all; NaN is refused."""
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
     write_whole(path, lambda partial: partial.write_text(text))
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read what ``write_results`` wrote.
+
+    Raises:
+        MissingArtefact: no such file.
+        CorruptArtefact: not a JSON document with names.
+    """
+    if not path.is_file():
+        raise MissingArtefact(
+            sentence("results", expected=f"a file {path}", got="none", mend="give the results.json of a run")
+        )
+    try:
+        results = json.loads(path.read_text())
+    except ValueError as error:  # not JSON, or no text
+        raise _no_results(path, error) from error
+    if not isinstance(results, dict):
+        raise _no_results(path, f"a {type(results).__name__}")
+    return results
+
+
+def _no_results(path: Path, got: object) -> CorruptArtefact:
+    return CorruptArtefact(
+        sentence(str(path), expected="a JSON document of results", got=got, mend="give the results.json of a run")
+    )
 
 
 def _commit() -> str:

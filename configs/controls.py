@@ -10,7 +10,6 @@ import numpy as np
 
 from bac.choices import Choice, choice
 from bac.control import Fallback, LoopSettings, Seam, repeat, ticks_for
-from bac.errors import InvalidInput, sentence
 from envs.robomimic_tasks import TASKS, is_absolute
 
 if TYPE_CHECKING:
@@ -75,19 +74,6 @@ class FamilyConfig:
     updates: list[int]
     ddim: list[int]
     calls: int
-
-
-def loop_rate(task: TaskConfig, rate_hz: float | None) -> float:
-    """Return the rate of the loop, which must be the environment's: a step of it lasts as long as it lasts.
-
-    Raises:
-        InvalidInput: it is another.
-    """
-    if rate_hz not in {None, task.rate_hz}:
-        raise InvalidInput(
-            sentence("rate_hz", expected=f"{task.rate_hz:g}, the rate of {task.name}", got=rate_hz, mend="leave it out")
-        )
-    return task.rate_hz
 
 
 def hold_of(task: TaskConfig) -> Callable[[np.ndarray], np.ndarray]:

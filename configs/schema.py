@@ -181,6 +181,14 @@ class CalibrationConfig:
     router_iterations: int
     router_penalty: float
 
+    def __post_init__(self) -> None:
+        fewest = {"observations": 1, "batch": 1, "sensitivity_observations": 0, "trial_observations": 1}
+        fewest |= {"router_observations": 1, "router_batch": 1, "router_iterations": 0, "router_penalty": 0}
+        for name, least in fewest.items():
+            if not (given := getattr(self, name)) >= least:
+                told = sentence(f"calibration, {name}", expected=f"at least {least}", got=given, mend="correct it")
+                raise InvalidInput(told)
+
 
 @dataclass(kw_only=True, slots=True)
 class EvalConfig:
@@ -307,9 +315,9 @@ class OptimiserConfig:
 
     def build(self, seed: int) -> TrainingConfig:
         """Return the recipe."""
-        first, second = self.betas
+        betas: Any = tuple(self.betas)  # two, or refused
         values = {name: getattr(self, name) for name in OptimiserConfig.__slots__ if name not in {"cycles", "betas"}}
-        return TrainingConfig(**values, cycles=tuple(self.cycles), betas=(first, second), seed=seed)
+        return TrainingConfig(**values, cycles=tuple(self.cycles), betas=betas, seed=seed)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -17,13 +17,13 @@ import numpy as np
 from bac.errors import InvalidInput, Mismatch, sentence
 from configs.schema import TaskConfig
 from envs.demos.windows import window_index
-from envs.robomimic_tasks import TASKS, is_absolute
-from envs.stage import Env
+from envs.robomimic_tasks import RATE_HZ, TASKS, is_absolute
 from policies.base import PolicySpec
 
 if TYPE_CHECKING:
     from envs.demos.robomimic import RobomimicDemonstrations
     from envs.demos.robomimic_store import LowDimDemonstrations
+    from envs.stage import Env
 
 HELD_OUT_SEED = 1_000_003
 """Draws the observations that errors are judged on; calibration draws others (``CalibrationConfig.seed``)."""
@@ -87,6 +87,21 @@ def environment(task: TaskConfig) -> Callable[[], Env]:
         InvalidInput: no such environment.
     """
     return partial(_known(task, _ENVIRONMENTS), task)
+
+
+def loop_rate(task: TaskConfig, rate_hz: float | None) -> float:
+    """Return the rate of a loop around the environment, Hz: a step of it lasts as long as it lasts.
+
+    Raises:
+        InvalidInput: ``rate_hz`` or ``task.rate_hz`` is another, or there is no such environment.
+    """
+    own = _known(task, _RATES_HZ)()
+    for name, given in {"task.rate_hz": task.rate_hz, "rate_hz": rate_hz}.items():
+        if given not in {None, own}:
+            raise InvalidInput(
+                sentence(name, expected=f"{own:g}, the rate of {task.name}", got=given, mend="leave it out")
+            )
+    return own
 
 
 def demonstrations(task: TaskConfig, path: str | None = None) -> TaskDemonstrations:
@@ -154,6 +169,12 @@ def _push_t(task: TaskConfig) -> Env:
     return PushTEnv(max_steps=task.max_steps, observation=tuple(task.observation))
 
 
+def _push_t_rate() -> float:
+    from envs.push_t import PushTEnv
+
+    return float(PushTEnv.metadata["render_fps"])
+
+
 def _push_t_demonstrations(task: TaskConfig, source: Path) -> TaskDemonstrations:
     from envs.demos.push_t import read_push_t
 
@@ -217,6 +238,7 @@ def _committed(task: TaskConfig) -> Path:
 
 
 _ENVIRONMENTS = {"push_t": _push_t, **dict.fromkeys(TASKS, _robomimic)}
+_RATES_HZ: dict[str, Callable[[], float]] = {"push_t": _push_t_rate, **dict.fromkeys(TASKS, lambda: RATE_HZ)}
 _DEMONSTRATIONS = {"push_t": _push_t_demonstrations, **dict.fromkeys(TASKS, _robomimic_demonstrations)}
 
 

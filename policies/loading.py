@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from bac.device import usable_device
 from bac.errors import CorruptArtefact, InvalidInput, Mismatch, MissingArtefact, sentence
 from bac.methods import Method, NoCache, Search, full_schedule
 from bac.profile import FeatureProfile
@@ -51,8 +52,10 @@ def load_policy(
         CorruptArtefact: the file cannot be read.
         Mismatch: an original policy that is none of ours.
         InvalidInput: weights of a checkpoint that has one set of them, a diffusion process or a task without a sampler
-            or an environment here.
+            or an environment here, or an unknown device.
+        Unavailable: this machine does not have the device.
     """
+    device = usable_device(device)
     path = locate_checkpoint(source)
     if path.suffix == ORIGINAL_SUFFIX:
         checkpoint = import_original(path, weights=weights, device=device)

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from bac.control.inference import Predict, Request
-from bac.executors import Committed
+from bac.errors import InvalidInput, sentence
+from bac.executors import Committed, CrossChunkExecutor
 from policies.diffusion_policy import DiffusionPolicy
 
 
@@ -26,10 +27,15 @@ class ChunkSource:
 
     Args:
         levels: the most accurate first; a loop degrades to the others.
+
+    Raises:
+        InvalidInput: chunks of one of them go on from the chunk before.
     """
 
     def __init__(self, levels: Sequence[DiffusionPolicy]) -> None:
         self._levels = tuple(levels)
+        for policy in self._levels:
+            require_standing_alone(policy)
         network = self._levels[0].spec.network
         self._first = network.observation_steps - 1
         self.observation_steps = network.observation_steps
@@ -86,3 +92,25 @@ class ChunkSource:
     def _committed(self, policy: DiffusionPolicy, actions: Sequence[np.ndarray | None]) -> Committed:
         stacked = torch.from_numpy(np.stack([np.asarray(each, np.float32) for each in actions if each is not None]))
         return Committed(policy.checkpoint.action_normalizer.normalize(stacked.to(policy.trunk.device)), self._first)
+
+
+def require_standing_alone(policy: DiffusionPolicy) -> None:
+    """Refuse a policy whose chunks go on from the chunk before: in a loop more ticks, or fewer, lie between the two.
+
+    Raises:
+        InvalidInput: its schedule recalls.
+    """
+    if isinstance(policy.denoiser, CrossChunkExecutor):
+        raise goes_on("cross_chunk")
+
+
+def goes_on(cache: str) -> InvalidInput:
+    """Return the refusal of a cache that a control loop cannot play."""
+    return InvalidInput(
+        sentence(
+            "cache of a control loop",
+            expected="one whose chunks stand alone",
+            got=f"{cache}, which goes on from the chunk before and needs a world that waits",
+            mend="use control=none or another cache",
+        )
+    )

@@ -105,16 +105,23 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         shortest = min(self.cycles, default=0)
-        fewest = min(self.batch_size, self.noise_draws)
-        if not 0 <= self.warmup_steps < shortest or fewest < 1 or self.precision not in {"fp32", "bf16"}:
-            raise InvalidInput(
-                sentence(
-                    "training configuration",
-                    expected="warmup_steps below each cycle, batch_size and noise_draws above 0, fp32 or bf16",
-                    got=f"{self.warmup_steps}, {self.cycles}, {self.batch_size}, {self.noise_draws}, {self.precision}",
-                    mend="correct the override",
+        rules = {
+            "warmup_steps": (0 <= self.warmup_steps < shortest, f"0 to below each cycle of {list(self.cycles)}"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "noise_draws": (self.noise_draws >= 1, "at least 1"),
+            "learning_rate": (0 < self.learning_rate < math.inf, "above 0, finite"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "encoder_weight_decay": (self.encoder_weight_decay >= 0, "at least 0"),
+            "betas": (len(self.betas) == 2 and all(0 <= each < 1 for each in self.betas), "two, from 0 to below 1"),
+            "gradient_clip": (self.gradient_clip > 0, "above 0"),
+            "ema_power": (self.ema_power > 0, "above 0"),
+            "precision": (self.precision in {"fp32", "bf16"}, "fp32 or bf16"),
+        }
+        for name, (fine, expected) in rules.items():
+            if not fine:
+                raise InvalidInput(
+                    sentence(f"optimiser.{name}", expected=expected, got=getattr(self, name), mend="correct it")
                 )
-            )
 
     @property
     def steps(self) -> int:

@@ -79,19 +79,20 @@ def load(settings: NodeSettings) -> ReadyPolicy:
     Raises:
         MissingArtefact: no such checkpoint, schedule or bank.
         CorruptArtefact: a file cannot be read.
-        Mismatch: a policy of another task, or a schedule of another checkpoint or sampler.
-        Unavailable: this machine lacks the executor, no schedule of the bank is within the budget, or executor or
-            sampler cannot inpaint and the seam asks for it.
+        Mismatch: a policy of another task, a schedule of another checkpoint or sampler, or a bank timed elsewhere.
+        InvalidInput: an unknown device, or a schedule whose chunks go on from the chunk before.
+        Unavailable: this machine lacks the device or the executor, no schedule of the bank is within the budget, or
+            executor or sampler cannot inpaint and the seam asks for it.
     """
     # Here, for importing the node must not load torch.
     import torch
 
+    from bac.device import use_threads
     from policies.loading import load_policy
     from policies.realtime import ChunkSource
 
     given = settings.values
-    if given["threads"]:
-        torch.set_num_threads(given["threads"])
+    use_threads(given["threads"] or None)
     policy = load_policy(given["checkpoint"] or given["task"], device=given["device"])
     if policy.spec.task != given["task"]:
         raise Mismatch(
@@ -162,9 +163,14 @@ def _named(policy: DiffusionPolicy, settings: NodeSettings) -> dict[str, _Built]
 
 
 def _from_bank(policy: DiffusionPolicy, settings: NodeSettings) -> dict[str, _Built]:
-    """Return the bank's entries within the budget: the most accurate, and two to switch to, each faster."""
+    """Return the bank's entries within the budget: the most accurate, and two to switch to, each faster.
+
+    Raises:
+        Mismatch: what is kept under this device's name was measured on another.
+    """
     from bac.control import DeviceProfile, ScheduleBank
     from bac.executors import select
+    from bac.results import run_provenance
     from bac.schedule import CacheSchedule
     from policies.bank import BANK_FILE, device_path, load_entry
     from policies.loading import bank_folder
@@ -172,6 +178,8 @@ def _from_bank(policy: DiffusionPolicy, settings: NodeSettings) -> dict[str, _Bu
     home: Path = bank_folder(policy)
     executor = select(settings.values["executor"], policy.trunk)
     device = DeviceProfile.load(device_path(home, policy.trunk.device, executor))
+    about = run_provenance(policy.trunk.device, {})
+    device.require(about["device"], about["threads"], executor.kind, executor.weights)
     entries = ScheduleBank.load(home / BANK_FILE).on(device).ladder(settings.values["budget_ms"], levels=3)
     return {
         entry.name: _Built(

@@ -32,7 +32,7 @@ from std_srvs.srv import Trigger
 from bac.errors import BacError, Unavailable, sentence
 from ros2_bridge.core import NodeState, PolicyCore
 from ros2_bridge.node_clock import SimulatedTime, SystemClock
-from ros2_bridge.parameters import PARAMETERS, Parameter, ParameterType, key_parameters, read_values
+from ros2_bridge.parameters import PARAMETERS, Parameter, ParameterType, Value, key_parameters, read_values
 from ros2_bridge.policy import Load, load
 from ros2_bridge.transport import CONTESTED, Handle, OnMalformed, OnMessage, Profile, Publisher
 
@@ -177,20 +177,19 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
 
     def _on_set_parameters(self, changes: Sequence[RosParameter]) -> SetParametersResult:
         try:
-            for change in changes:
-                self._set(change)
+            # All are read first: what is set together takes effect together, or not at all.
+            read = [self._read(change) for change in changes if change.name in self._declared]
+            for parameter, value in read:
+                if self.core.state in {NodeState.INACTIVE, NodeState.ACTIVE} and parameter.live:
+                    self.core.set_cache(str(value))
         except BacError as refusal:
             return SetParametersResult(successful=False, reason=str(refusal))
         return SetParametersResult(successful=True)
 
-    def _set(self, change: RosParameter) -> None:
-        parameter = self._declared.get(change.name)
-        if parameter is None:
-            return
+    def _read(self, change: RosParameter) -> tuple[Parameter, Value]:
+        parameter = self._declared[change.name]
         plain = isinstance(parameter.default, list) and change.value is not None
-        value = parameter.read(list(change.value) if plain else change.value)
-        if self.core.state in {NodeState.INACTIVE, NodeState.ACTIVE} and parameter.live:
-            self.core.set_cache(str(value))
+        return parameter, parameter.read(list(change.value) if plain else change.value)
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         try:

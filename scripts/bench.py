@@ -7,6 +7,7 @@ from pathlib import Path
 from studies import evaluated, growth, latency, pareto, peers, realtime, tried, wallclock
 
 from bac.choices import choice
+from bac.device import usable_device, use_threads
 from configs.entry import script
 from configs.studies import BenchConfig, Study
 
@@ -24,7 +25,10 @@ _STUDIES = {
 
 def main(config: BenchConfig, folder: Path) -> None:
     """Run a study; write tables, plots and JSON into ``folder``."""
-    _STUDIES[choice("study", config.study, Study)](config, folder)
+    study = _STUDIES[choice("study", config.study, Study)]
+    usable_device(config.device)
+    use_threads(config.threads)
+    study(config, folder)
 
 
 if __name__ == "__main__":

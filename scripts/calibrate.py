@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from studies.bank import calibrate_bank
-from studies.calibration import Calibration, require_possible
+from studies.calibration import Calibration
 
+from bac.device import use_threads
 from bac.errors import InvalidInput, Mismatch, sentence
-from bac.methods import BlockAdaptive, Method, NoCache, Search
+from bac.methods import BlockAdaptive, CrossChunk, Method, NoCache, Search
 from bac.pictures import gate_map, save_figure, schedule_grid, sensitivity_curve, similarity_maps
 from bac.plan import schedule_cost
 from bac.profile import FeatureProfile, Metric
@@ -22,12 +23,12 @@ from configs.schema import CalibrateConfig
 from configs.tasks import demonstrations, require_task
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import load_policy, profile_path, require_free, schedule_path
+from policies.realtime import goes_on
 
 
 def main(config: CalibrateConfig, folder: Path) -> None:
     """Write profile and schedules beside the checkpoint, pictures and JSON into ``folder``."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     method = config.cache.build()
     if not config.bank and isinstance(method, NoCache):
         raise InvalidInput(sentence("cache", expected="a method", got=method.name, mend="none needs no calibration"))
@@ -39,23 +40,27 @@ def main(config: CalibrateConfig, folder: Path) -> None:
     )
     require_task(config.task, policy.spec)
     if config.bank:
+        _require_family(config, policy)
         calibrate_bank(config, policy, folder)
         return
     methods = {each.label: each for each in (method, *map(method.with_budget, config.budgets))}
-    for each in methods.values():
-        require_possible(each, policy)
-        if not config.overwrite:
+    if not config.overwrite:
+        for each in methods.values():
             require_free(each, policy)
     calibration = Calibration(config, policy, demonstrations(config.task, config.demonstrations))
+    kept = _kept(config, profile_path(policy)) if config.reuse and not isinstance(method, Search) else None
+    for each in methods.values():
+        calibration.require_possible(each, kept)
     if isinstance(method, Search):
         beginning = calibration.kept_profile()
         schedules = {label: calibration.search(each, beginning) for label, each in methods.items()}
         found: dict[str, Any] = {}
     else:
         path = profile_path(policy)
-        profile = calibration.completed(_kept(config, path) if config.reuse else calibration.features(), method)
-        profile.save(path)
-        print(f"wrote {path}")
+        profile = calibration.completed(kept or calibration.features(), method)
+        if profile is not kept:
+            profile.save(path)
+            print(f"wrote {path}")
         schedules = {label: each.schedule(profile) for label, each in methods.items()}
         _draw(profile, method, schedules[method.label], folder)
         found = _profile_summary(profile)
@@ -86,6 +91,23 @@ def _kept(config: CalibrateConfig, path: Path) -> FeatureProfile:
             )
         )
     return profile
+
+
+def _require_family(config: CalibrateConfig, policy: DiffusionPolicy) -> None:
+    """Refuse budgets that the sampler's steps do not have, and chunks that no control loop can play."""
+    steps = policy.sampler.steps
+    if CrossChunk.name in config.family.methods:
+        raise goes_on(f"family.methods with {CrossChunk.name}")
+    wrong = [updates for updates in config.family.updates if not 1 <= updates <= steps]
+    if wrong and config.family.methods:
+        raise InvalidInput(
+            sentence(
+                "family.updates",
+                expected=f"1 to {steps}, the steps of {policy.sampler.name}",
+                got=wrong,
+                mend="leave these out",
+            )
+        )
 
 
 def _draw(profile: FeatureProfile, method: Method, chosen: CacheSchedule, folder: Path) -> None:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import bac
 from bac.acceleration import select_for
+from bac.device import use_threads
 from bac.errors import InvalidInput, TooLarge, sentence
 from bac.executors import Selection, WeightType
 from bac.files import write_whole
@@ -42,14 +43,14 @@ from policies.loading import load_policy, locate_checkpoint, make_schedule
 def main(config: EvalConfig, folder: Path) -> None:
     """Evaluate; print a table, write results, pictures and videos into ``folder``."""
     _require_counts(config)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     if config.compare not in {None, "none"}:
         raise InvalidInput(
             sentence("compare", expected="none (the uncached policy) or null", got=config.compare, mend="give one")
         )
-    require_playable(config)
-    method, checkpoint = config.cache.build(), locate_checkpoint(config.checkpoint or config.task.name)
+    method = config.cache.build()
+    require_playable(config, method)
+    checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
     policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device, weights=config.weights)
     require_task(config.task, policy.spec)
     demos = demonstrations(config.task, config.demonstrations)
@@ -98,7 +99,7 @@ def main(config: EvalConfig, folder: Path) -> None:
 
 def _require_counts(config: EvalConfig) -> None:
     """Refuse numbers that would otherwise be missed only after the episodes."""
-    fewest = {"episodes": 1, "video": 0, "parallel": 1, "processes": 1, "threads": 1}
+    fewest = {"episodes": 1, "video": 0, "parallel": 1, "processes": 1}
     fewest |= {"latency_calls": 1, "error_observations": 1}
     for name, least in fewest.items():
         given = getattr(config, name)

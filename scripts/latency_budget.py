@@ -6,10 +6,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from bac.control import DeviceProfile, LatencyBudget, ScheduleBank
+from bac.device import use_threads
 from bac.executors import Selection
 from bac.results import run_provenance, write_results
 from bac.timing import device_synchroniser
@@ -23,8 +23,7 @@ from policies.loading import bank_folder, load_policy
 def main(config: LatencyBudgetConfig, folder: Path) -> None:
     """Select from the bank, time it, print histogram and verdict; end with status 1 if the budget is exceeded."""
     budget = LatencyBudget(config.budget_ms, config.rate_hz)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     policy = load_policy(config.checkpoint or config.task.name, device=config.device)
     home = bank_folder(policy)
     bank = ScheduleBank.load(home / BANK_FILE)

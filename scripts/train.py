@@ -13,6 +13,8 @@ import torch
 from studies.episodes import play
 from tqdm import tqdm
 
+from bac.device import usable_device, use_threads
+from bac.errors import InvalidInput, sentence
 from bac.pictures import save_figure
 from bac.results import run_provenance, write_results
 from configs.entry import script
@@ -24,7 +26,7 @@ from policies.checkpoint import PolicyCheckpoint, load_checkpoint, save_checkpoi
 from policies.diffusion_policy import DiffusionPolicy
 from policies.hybrid_network import build_network, network_parts
 from policies.normalizer import LimitsNormalizer
-from policies.training import LOG_FILE, Trainer, TrainingWindows
+from policies.training import LOG_FILE, Trainer, TrainingConfig, TrainingWindows
 from policies.training_identity import training_identity
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -33,9 +35,13 @@ UNPUBLISHED_SEED = 200_000
 
 def main(config: TrainConfig, folder: Path) -> None:
     """Train to the end of the recipe, saving on the way; write checkpoint, log, curve and JSON into ``folder``."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    device = usable_device(config.device)
+    use_threads(config.threads)
+    _require_counts(config)
+    recipe = config.optimiser.build(config.seed)
     spec = config.policy.build(config.task)
+    if config.rollout.every:
+        config.sampler.build(spec.process)
     demos = demonstrations(config.task, config.demonstrations)
     observations, actions = demos.joined(spec.low_dim), demos.actions
     least_range = config.task.least_range
@@ -51,13 +57,12 @@ def main(config: TrainConfig, folder: Path) -> None:
         {key: torch.from_numpy(demos.observations[key]) for key in config.task.images},
     )
     arrays = {**demos.observations, "actions": actions, "episode ends": demos.episode_ends}
-    trainer = _trainer(config, spec, windows, folder, training_identity(spec, least_range, arrays))
+    trainer = _trainer(config, recipe, spec, windows, folder, training_identity(spec, least_range, arrays))
     _train(config, trainer, lambda: _checkpoint(spec, trainer, normalizers, config))
 
     # Stored in half precision, and everything after this reads what was stored.
     save_checkpoint(_checkpoint(spec, trainer, normalizers, config), folder / CHECKPOINT_FILE, torch.float16)
     _draw_curve(folder / LOG_FILE, folder / "training_curve.png")
-    device = torch.device(config.device)
     results = {
         "steps": trainer.step,
         "digest": load_checkpoint(folder / CHECKPOINT_FILE).digest,
@@ -67,13 +72,28 @@ def main(config: TrainConfig, folder: Path) -> None:
     print(f"wrote {folder / CHECKPOINT_FILE}")
 
 
+def _require_counts(config: TrainConfig) -> None:
+    """Refuse numbers that would otherwise be missed only in the middle of the training."""
+    given = {"save_every": config.save_every, "rollout.every": config.rollout.every}
+    given["rollout.episodes"] = config.rollout.episodes
+    for name, least in {"save_every": 1, "rollout.every": 0, "rollout.episodes": 1}.items():
+        if given[name] < least:
+            raise InvalidInput(
+                sentence(name, expected=f"at least {least}", got=given[name], mend="correct the override")
+            )
+
+
 def _trainer(
-    config: TrainConfig, spec: PolicySpec, windows: TrainingWindows, folder: Path, identity: dict[str, str]
+    config: TrainConfig,
+    recipe: TrainingConfig,
+    spec: PolicySpec,
+    windows: TrainingWindows,
+    folder: Path,
+    identity: dict[str, str],
 ) -> Trainer:
     torch.manual_seed(config.seed)
     network = build_network(spec).to(config.device)
     alphas = torch.from_numpy(spec.process.alphas_cumprod())
-    recipe = config.optimiser.build(config.seed)
     trainer = Trainer(network, windows.to(config.device), alphas, recipe, folder, identity)
     if trainer.resume():
         print(f"resumed {folder} at step {trainer.step}")
@@ -81,12 +101,23 @@ def _trainer(
 
 
 def _window_index(episode_ends: np.ndarray, spec: PolicySpec) -> np.ndarray:
-    return window_index(
+    index = window_index(
         episode_ends,
         horizon=spec.network.horizon,
         pad_before=spec.network.observation_steps - 1,
         pad_after=spec.action_steps - 1,
     )
+    if not len(index):
+        longest = int(np.diff(episode_ends, prepend=0).max(initial=0))
+        raise InvalidInput(
+            sentence(
+                "policy.horizon",
+                expected=f"one that fits into the demonstrations, the longest of {longest} steps",
+                got=spec.network.horizon,
+                mend="shorten it",
+            )
+        )
+    return index
 
 
 def _train(config: TrainConfig, trainer: Trainer, snapshot: Callable[[], PolicyCheckpoint]) -> None:

@@ -12,9 +12,8 @@ from tqdm import tqdm
 
 from bac.errors import Unavailable, sentence
 from bac.executors import ChunkNoise
-from bac.methods import HarmoniCa, HyCa, Method, NoCache, Search, SensitivityWeighted
+from bac.methods import HarmoniCa, Method, NoCache, Search, SensitivityWeighted
 from bac.methods.base import ByUpdates, require_updates
-from bac.methods.hyca import require_steps
 from bac.profile import FeatureProfile
 from bac.profiler import profile_features
 from bac.router import train_router
@@ -52,13 +51,13 @@ class Calibration:
         Raises:
             Mismatch: the profile found there is of other weights or another sampler, or a search with other parameters
                 left a schedule of the same name.
-            InvalidInput: a number of updates, or a method, that the sampler's steps do not allow.
+            InvalidInput: parameters of the method that this policy or this calibration does not allow.
             Unavailable: the folder cannot be written.
         """
-        require_possible(method, self.policy)
         if isinstance(method, NoCache):
             return
         profile = self.kept_profile()
+        self.require_possible(method, profile)
         if _served(method, profile, self.policy):
             return
         by_trials = isinstance(method, Search)
@@ -83,6 +82,30 @@ class Calibration:
         if profile is not None:
             profile.provenance.require(self.policy.provenance, "feature profile")
         return profile
+
+    def require_possible(self, method: Method, profile: FeatureProfile | None) -> None:
+        """Refuse what the method would refuse after the profile was measured, or after the one given was completed.
+
+        Raises:
+            InvalidInput: parameters of the method that this policy or this calibration does not allow.
+            Mismatch: the profile is of other weights or another sampler.
+        """
+        if isinstance(method, ByUpdates):
+            require_updates(method.updates, self.policy.sampler.steps)
+        if isinstance(method, NoCache | Search):
+            return
+        policy = self.policy
+        stand_in = FeatureProfile.stand_in(
+            policy.trunk.blocks, policy.provenance, policy.sampler.steps, policy.spec.network.horizon
+        )
+        if profile is None:
+            profile = replace(stand_in, sensitivity=None, gates=None)
+        profile.provenance.require(policy.provenance, "feature profile")
+        if profile.sensitivity is None and self.config.sensitivity_observations:
+            profile = replace(profile, sensitivity=stand_in.sensitivity)
+        if profile.gates is None and isinstance(method, HarmoniCa):
+            profile = replace(profile, gates=stand_in.gates)
+        method.schedule(profile)
 
     def features(self) -> FeatureProfile:
         """Measure a feature profile."""
@@ -154,18 +177,6 @@ class Calibration:
             for start in starts
             if (part := keys[start : start + batch])
         ]
-
-
-def require_possible(method: Method, policy: DiffusionPolicy) -> None:
-    """Refuse a number of updates, or a method, that the sampler's steps do not allow.
-
-    Raises:
-        InvalidInput: see ``require_updates`` and ``bac.methods.hyca.require_steps``.
-    """
-    if isinstance(method, HyCa):
-        require_steps(policy.sampler.steps)
-    if isinstance(method, ByUpdates):
-        require_updates(method.updates, policy.sampler.steps)
 
 
 def _served(method: Method, profile: FeatureProfile | None, policy: DiffusionPolicy) -> bool:

@@ -39,7 +39,6 @@ def run(config: BenchConfig, folder: Path) -> None:
             sentence("evaluated", expected="results of scripts/eval.py", got="none", mend="give their folders")
         )
     require_package(REFERENCE, "diffusers", "diffusers")
-    torch.set_num_threads(config.threads)
     evaluations = [read_evaluation(Path(each)) for each in config.evaluated]
     for each in evaluations:
         require_same_episodes(evaluations[0], each)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bac.errors import CorruptArtefact, Mismatch, MissingArtefact, sentence
 from bac.executors import WeightType
+from bac.results import read_results
 
 RESULTS_FILE = "results.json"
+_KEYS = frozenset({"scores", "seed", "schedule", "executor", "provenance"})
 
 
 def read_evaluation(run: Path) -> dict[str, Any]:
@@ -30,8 +31,8 @@ def read_evaluation(run: Path) -> dict[str, Any]:
                 mend="give what scripts/eval.py wrote, folder or JSON",
             )
         )
-    results: dict[str, Any] = json.loads(path.read_text())
-    if "scores" not in results:
+    results = read_results(path)
+    if not results.keys() >= _KEYS:
         raise CorruptArtefact(
             sentence(str(path), expected="results of scripts/eval.py", got=sorted(results), mend="give its folder")
         )

@@ -59,7 +59,6 @@ def run(config: BenchConfig, folder: Path) -> None:
                 mend="time a GPU with study=latency",
             )
         )
-    torch.set_num_threads(config.threads)
     missing: dict[str, str] = {}
     results = [row for point in _points(config) for row in _measured(config, point, missing)]
     text = markdown_table(_COLUMNS, map(_cells, results))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bac.results import write_results
+from bac.results import read_results, write_results
 
 
 class Kept:
@@ -19,7 +18,7 @@ class Kept:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        self._known: dict[str, Any] = read_results(path) if path.is_file() else {}
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:
         """Return what is kept under ``key``, or make and keep it."""

@@ -52,7 +52,6 @@ _BETAS = "squaredcos_cap_v2"
 def run(config: BenchConfig, folder: Path) -> None:
     """Time all rows in turn, per network and batch; write table, plot and JSON into ``folder``."""
     _require_known(config)
-    torch.set_num_threads(config.threads)
     of_checkpoint = "checkpoint" in config.networks
     stages, starts = (time_stages(config), time_starts(config)) if of_checkpoint else ({}, {})
     tables = []

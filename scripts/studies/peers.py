@@ -104,7 +104,6 @@ class Judged:
 def run(config: BenchConfig, folder: Path) -> None:
     """Judge all rows chunk by chunk, then time them in turn; write table and JSON into ``folder``."""
     require_package(REFERENCE, "diffusers", "diffusers")
-    torch.set_num_threads(config.threads)
     policy = load_policy(config.checkpoint or config.task.name, device=config.device)
     spread = demonstrations(config.task, config.demonstrations).spread_observations
     observed = policy.observe(spread(config.error_observations, policy.observation_steps, HELD_OUT_SEED))

@@ -28,15 +28,15 @@ from bac.statistics import paired_difference
 from configs.controls import hold_of
 from configs.methods import default_method
 from configs.studies import BenchConfig
-from configs.tasks import environment
+from configs.tasks import environment, loop_rate
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import load_policy, make_schedule
-from policies.realtime import ChunkSource
+from policies.realtime import ChunkSource, require_standing_alone
 from policies.samplers import ddim
 from studies.episodes import scores
 from studies.kept import Kept
 from studies.realtime_episodes import LatencyOf, World, play_virtual
-from studies.realtime_play import drawn_from, measured_ms, summary
+from studies.realtime_play import MEASURED, drawn_from, measured_ms, summary
 from studies.rows import markdown_table
 
 _COLUMNS = (
@@ -49,7 +49,6 @@ _COLUMNS = (
     "action age p99 ms",
     "seam jump",
 )
-MEASURED = "measured"
 
 
 def run(config: BenchConfig, folder: Path) -> None:
@@ -58,7 +57,6 @@ def run(config: BenchConfig, folder: Path) -> None:
     What was played is kept in ``config.realtime.kept`` after each point: a killed study goes on from it. Measured
     latencies are kept too, so that its points stay what they were.
     """
-    torch.set_num_threads(config.threads)
     study = config.realtime
     seams = [choice("realtime.seams", name, Seam) for name in study.seams]
     if not study.latencies_ms or 0.0 not in study.latencies_ms or not seams:
@@ -68,6 +66,7 @@ def run(config: BenchConfig, folder: Path) -> None:
                 "realtime", expected="seams, and latencies with 0 among them", got=got, mend="correct the override"
             )
         )
+    loop_rate(config.task, None)
     kept = Kept(Path(study.kept))
     rows = {name: _row(config, name) for name in study.rows}
     policies = {name: policy for name, (policy, _) in rows.items()}
@@ -112,7 +111,9 @@ def _row(config: BenchConfig, name: str) -> tuple[DiffusionPolicy, CacheSchedule
     chosen = default_method(method)
     chosen = chosen.with_budget(int(rest)) if rest.isdigit() and not isinstance(chosen, NoCache) else chosen
     schedule = make_schedule(chosen, policy)
-    return bac.accelerate(policy, schedule, ExecutorKind.AUTO), schedule
+    fast = bac.accelerate(policy, schedule, ExecutorKind.AUTO)
+    require_standing_alone(fast)
+    return fast, schedule
 
 
 def trace_key(config: BenchConfig, digest: str) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from tqdm import tqdm
@@ -14,15 +13,18 @@ from tqdm import tqdm
 from bac.choices import choice
 from bac.control import LatencyBudget, LoopCounters
 from bac.errors import InvalidInput, sentence
+from bac.methods import CrossChunk, Method
+from bac.results import read_results
 from bac.timing import device_synchroniser
-from configs.controls import ControlMode, hold_of, loop_rate
+from configs.controls import ControlMode, hold_of
 from configs.schema import EvalConfig
-from configs.tasks import environment
+from configs.tasks import environment, loop_rate
 from envs.stage import Episode
 from policies.diffusion_policy import DiffusionPolicy
-from policies.realtime import ChunkSource
+from policies.realtime import ChunkSource, goes_on
 from studies.realtime_episodes import LatencyOf, RealtimeEpisode, World, play_virtual, play_wallclock
 
+MEASURED = "measured"
 _FEWEST_CALLS = 100
 
 
@@ -35,16 +37,18 @@ CONTROL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
 """What evaluation prints of a control loop: label -> from what ``results.json`` says of one side."""
 
 
-def require_playable(config: EvalConfig) -> None:
+def require_playable(config: EvalConfig, method: Method) -> None:
     """Refuse settings that cannot be played, before any work is done.
 
     Raises:
-        InvalidInput: an unknown choice, a rate that is not the task's, or settings of a loop where there is none.
+        InvalidInput: an unknown choice, a rate that is not the environment's, settings of a loop where there is none,
+            latencies that are none, or a method whose chunks go on from the chunk before.
+        CorruptArtefact: latencies from a file that holds no results.
     """
     mode = choice("control", config.control.mode, ControlMode)
     rate_hz = loop_rate(config.task, config.rate_hz)
     config.control.settings(rate_hz, config.task.action_steps, 0.0)
-    if mode is ControlMode.NONE and (config.latency != "measured" or config.rate_hz is not None):
+    if mode is ControlMode.NONE and (config.latency != MEASURED or config.rate_hz is not None):
         raise InvalidInput(
             sentence(
                 "latency and rate_hz",
@@ -53,10 +57,15 @@ def require_playable(config: EvalConfig) -> None:
                 mend="choose one of these",
             )
         )
-    if mode is ControlMode.WALLCLOCK and config.latency != "measured":
+    if mode is ControlMode.WALLCLOCK and config.latency != MEASURED:
         raise InvalidInput(
             sentence("latency", expected="measured in wall-clock time", got=config.latency, mend="use control=realtime")
         )
+    if mode is not ControlMode.NONE and isinstance(method, CrossChunk):
+        raise goes_on(method.label)
+    if config.latency != MEASURED:
+        for side in ("cached", "uncached") if config.compare else ("cached",):
+            given_trace(config.latency, side)
 
 
 def play_controlled(
@@ -101,15 +110,23 @@ def latency_trace(latency: object, side: str, policy: DiffusionPolicy, calls: in
 
     Raises:
         InvalidInput: it is neither a number of at least 0, nor ``measured``, nor the results of a ``control`` run.
+        CorruptArtefact: it is a file that holds no results.
     """
-    if isinstance(latency, int | float) and 0 <= latency < float("inf"):
-        return [float(latency)]
-    if latency == "measured":
+    if latency == MEASURED:
         return measured_ms(policy, max(calls, _FEWEST_CALLS))
+    return given_trace(latency, side)
+
+
+def given_trace(latency: object, side: str) -> list[float]:
+    """Return latencies that need not be measured, ms; see ``latency_trace``."""
+    if _is_latency(latency):
+        return [float(latency)]
     path = Path(str(latency))
     if path.is_file():
-        kept = json.loads(path.read_text()).get("control", {}).get(side, {}).get("trace_ms")
-        if kept:
+        kept: Any = read_results(path)
+        for key in ("control", side, "trace_ms"):
+            kept = kept.get(key) if isinstance(kept, dict) else None
+        if kept and isinstance(kept, list) and all(map(_is_latency, kept)):
             return [float(each) for each in kept]
     raise InvalidInput(
         sentence(
@@ -119,6 +136,10 @@ def latency_trace(latency: object, side: str, policy: DiffusionPolicy, calls: in
             mend="give one of these",
         )
     )
+
+
+def _is_latency(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
 def measured_ms(policy: DiffusionPolicy, calls: int) -> list[float]:

@@ -36,7 +36,6 @@ _COLUMNS = ("what runs the chunk", "p50 ms", "p99 ms", "against reference", "war
 
 def run(config: BenchConfig, folder: Path) -> None:
     """Time every attempt at batch 1, in turn; write table and JSON into ``folder``."""
-    torch.set_num_threads(config.threads)
     policy = load_policy(config.checkpoint or config.task.name, device=config.device)
     profile = FeatureProfile.load(profile_path(policy))
     rows = _rows(policy, schedules(policy, profile, config.updates))

@@ -24,7 +24,7 @@ from bac.executors import ExecutorKind
 from bac.results import run_provenance, write_results
 from configs.controls import hold_of
 from configs.studies import BenchConfig
-from configs.tasks import environment
+from configs.tasks import environment, loop_rate
 from policies.loading import load_policy, locate_checkpoint
 from policies.realtime import ChunkSource
 from studies.episodes import scores
@@ -51,13 +51,11 @@ _COLUMNS = (
 
 def run(config: BenchConfig, folder: Path) -> None:
     """Play in real time, alone and beside a busy process; write table and JSON into ``folder``."""
-    study = config.wallclock
-    torch.set_num_threads(config.threads)
+    study, rate_hz = config.wallclock, loop_rate(config.task, None)
     policy = load_policy(locate_checkpoint(config.checkpoint or config.task.name), device=config.device)
     fast = bac.accelerate(policy, study.schedule, ExecutorKind.AUTO)
     trace = measured_ms(fast, study.calls)
     p99_ms = float(np.percentile(trace, 99))
-    rate_hz = config.task.rate_hz
     settings = LoopSettings(rate_hz, fast.action_steps, ticks_for(p99_ms, rate_hz))
     world = World(environment(config.task), ChunkSource([fast]), settings, config.task.max_steps, hold_of(config.task))
     seeds = range(config.task.seed, config.task.seed + study.episodes)

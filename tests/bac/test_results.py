@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from bac.results import run_provenance, write_results
+from bac.errors import CorruptArtefact, MissingArtefact
+from bac.results import read_results, run_provenance, write_results
 
 
 def test_provenance_names_the_run() -> None:
@@ -29,6 +30,18 @@ def test_provenance_can_be_written(tmp_path: Path) -> None:
     provenance = run_provenance(torch.device("cpu"), {"seed": 3})
     write_results(tmp_path / "run" / "results.json", {"provenance": provenance, "score": 0.8})
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == {"provenance": provenance, "score": 0.8}
+
+
+def test_results_are_read_as_they_were_written_and_others_refuse(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    with pytest.raises(MissingArtefact, match=r"^results: expected a file .*results\.json, got none"):
+        read_results(path)
+    write_results(path, {"score": 0.8})
+    assert read_results(path) == {"score": 0.8}
+    for content in (b"", b"[1]", b"{'score'", b"\xff\xfe\x00"):
+        path.write_bytes(content)
+        with pytest.raises(CorruptArtefact, match=r"results\.json: expected a JSON document of results, got "):
+            read_results(path)
 
 
 def test_a_board_is_named_and_an_unnamed_processor_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

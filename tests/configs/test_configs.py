@@ -12,8 +12,12 @@ from hydra.errors import HydraException
 from bac.errors import InvalidInput
 from bac.executors import ExecutorKind
 from bac.methods import BlockAdaptive, LastStep, Uniform
+from bac.profile import FeatureProfile
+from bac.schedule import Provenance
+from bac.trunk import Block, BlockKind
 from configs import schema, tasks
 from configs.budgets import LatencyBudgetConfig
+from configs.methods import METHODS, default_method
 from configs.store import register
 from configs.studies import BenchConfig
 from configs.tasks import TaskDemonstrations, demonstrations, environment
@@ -148,6 +152,31 @@ def test_parameter_of_another_method_refuses() -> None:
 def test_unknown_choice_names_the_known_ones(key: str, told: str) -> None:
     with pytest.raises(InvalidInput, match=f"{key}: expected one of .*{told}"):
         _compose("eval", f"{key}=best").cache.build()
+
+
+@pytest.mark.parametrize(
+    ("script", "override"),
+    [("calibrate", "batch=0"), ("calibrate", "router_penalty=-1"), ("eval", "calibration.batch=0")],
+)
+def test_counts_that_calibration_cannot_have_refuse(script: str, override: str) -> None:
+    name, given = override.split(".")[-1].split("=")
+    with pytest.raises(InvalidInput, match=rf"^calibration, {name}: expected at least [01], got {given}(\.0)?; cor"):
+        _compose(script, override)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"none", "search"}))
+def test_no_method_refuses_the_profile_that_stands_in(name: str) -> None:
+    blocks = tuple(Block(layer, kind) for layer in range(8) for kind in BlockKind)
+    provenance = Provenance("c", {"name": "ddpm", "steps": 100})
+    schedule = default_method(name).schedule(FeatureProfile.stand_in(blocks, provenance, 100, 16))
+    assert schedule.blocks == blocks
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_profile_of_few_steps_can_be_stood_in_for(steps: int) -> None:
+    blocks = tuple(Block(0, kind) for kind in BlockKind)
+    provenance = Provenance("c", {"name": "ddim", "steps": steps})
+    assert Uniform(1).schedule(FeatureProfile.stand_in(blocks, provenance, steps, 4)).mask.shape == (len(blocks), steps)
 
 
 def test_task_config_fits_its_environment_and_demonstrations() -> None:

@@ -8,7 +8,8 @@ import pytest
 from bac.control import Fallback, LoopSettings, Seam
 from bac.errors import InvalidInput
 from configs import schema
-from configs.controls import ControlMode, hold_of, loop_rate
+from configs.controls import ControlMode, hold_of
+from configs.tasks import loop_rate
 from tests.composing import FOLDER, composed
 
 
@@ -35,6 +36,14 @@ def test_the_rate_is_the_tasks() -> None:
     assert loop_rate(task, None) == loop_rate(task, 10.0) == 10.0
     with pytest.raises(InvalidInput, match=r"^rate_hz: expected 10, the rate of push_t, got 20\.0; leave it out\.$"):
         loop_rate(task, 20.0)
+
+
+@pytest.mark.parametrize(("task", "rate_hz"), [("push_t", 10), ("can", 20), ("can_image", 20)])
+def test_the_rate_is_the_environments_whatever_the_task_says(task: str, rate_hz: int) -> None:
+    assert loop_rate(config(f"task={task}").task, None) == rate_hz
+    told = rf"^task\.rate_hz: expected {rate_hz}, the rate of {task}, got 50\.0; leave it out\.$"
+    with pytest.raises(InvalidInput, match=told):
+        loop_rate(config(f"task={task}", "task.rate_hz=50").task, None)
 
 
 def test_absolute_targets_are_repeated_and_deltas_end_but_for_the_gripper() -> None:

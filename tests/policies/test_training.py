@@ -220,11 +220,29 @@ def test_diverged_loss_refuses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"warmup_steps": 8}, {"cycles": ()}, {"batch_size": 0}, {"noise_draws": 0}, {"precision": "fp8"}]
+    ("name", "given"),
+    [
+        ("warmup_steps", 8),
+        ("batch_size", 0),
+        ("noise_draws", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("weight_decay", -0.1),
+        ("encoder_weight_decay", -0.1),
+        ("betas", (0.9,)),
+        ("betas", (0.9, 1.0)),
+        ("betas", (-0.1, 0.9)),
+        ("gradient_clip", 0.0),
+        ("gradient_clip", -1.0),
+        ("ema_power", 0.0),
+        ("precision", "fp8"),
+    ],
 )
-def test_impossible_recipe_refuses(change: dict[str, object]) -> None:
-    with pytest.raises(InvalidInput, match="training configuration"):
-        replace(RECIPE, **change)
+def test_impossible_recipe_refuses(name: str, given: Any) -> None:
+    with pytest.raises(InvalidInput, match=rf"^optimiser\.{name}: expected .*, got .*; correct it\.$"):
+        replace(RECIPE, **{name: given})
+    with pytest.raises(InvalidInput, match=r"^optimiser\.warmup_steps: expected 0 to below each cycle of \[\], got 2"):
+        replace(RECIPE, cycles=())
 
 
 def test_noise_draws_repeat_the_batch(tmp_path: Path) -> None:

@@ -236,6 +236,14 @@ class LifecycleNode:
             results.append(result)
         return results
 
+    def set_parameters_atomically(self, parameters: list[Parameter]) -> Any:
+        """What the service of that name does: all of them, or none; descriptors are left to ``set_parameters``."""
+        for callback in self._on_set:
+            if not (result := callback(parameters)).successful:
+                return result
+        self._parameters |= {each.name: each for each in parameters}
+        return SetParametersResult(successful=True)
+
     def create_publisher(self, message_type: Any, topic: str, qos: Any) -> Any:
         topic = self._remapped.get(topic, topic)
 

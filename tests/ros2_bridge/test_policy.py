@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 
 import bac
-from bac.control import Observation, Request
+from bac.control import BankEntry, DeviceProfile, Measured, Observation, Request, ScheduleBank
 from bac.errors import InvalidInput, Mismatch, MissingArtefact, Unavailable
+from bac.executors import select
+from bac.methods import CrossChunk, NoCache
+from bac.results import run_provenance
 from bac.schedule import CacheSchedule
 from policies import load_policy
+from policies.bank import BANK_FILE, device_path
+from policies.loading import bank_folder, locate_checkpoint, make_schedule, schedule_path
 from policies.realtime import ChunkSource
 from ros2_bridge.policy import _resolve, _warm_inpainting, load
 from ros2_bridge.settings import NodeSettings
@@ -73,7 +78,7 @@ def test_a_method_s_name_is_its_most_accurate_kept_schedule(tmp_path: Path) -> N
         ({"cache": "bac-s999"}, MissingArtefact, "bac-s999"),
         ({"task": "lift", "checkpoint": "push_t"}, Mismatch, "a policy of lift"),
         ({"budget_ms": 80.0}, MissingArtefact, "device profile"),
-        ({"device": "nowhere"}, RuntimeError, "nowhere"),
+        ({"device": "nowhere"}, InvalidInput, "device: expected cpu, cuda or cuda:N, got nowhere"),
     ],
 )
 def test_what_is_missing_or_does_not_belong_is_refused(changed: dict[str, Any], error: type, words: str) -> None:
@@ -85,6 +90,39 @@ def test_a_search_schedule_is_found_by_its_method() -> None:
     ready = load(_settings(cache="search", caches=["bac-s5"]))
     assert (ready.caches, ready.methods) == (("search-2.38g", "bac-s5"), ("search", "bac"))
     assert (ready.index("search"), ready.index("search-2.38g"), ready.index("bac")) == (0, 0, 1)
+
+
+def test_a_schedule_that_goes_on_from_the_chunk_before_is_refused(tmp_path: Path) -> None:
+    policy, checkpoint = load_policy("push_t"), tmp_path / "checkpoint.safetensors"
+    checkpoint.symlink_to(locate_checkpoint("push_t"))
+    schedule = make_schedule(CrossChunk(updates=10), policy)
+    schedule.save(schedule_path(load_policy(checkpoint), "cross_chunk-s10"))
+    with pytest.raises(
+        InvalidInput, match=r"^cache of a control loop: .* got cross_chunk, which goes on from the chunk"
+    ):
+        load(_settings(checkpoint=str(checkpoint), cache="cross_chunk-s10"))
+
+
+def test_a_bank_that_was_timed_on_another_device_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint.symlink_to(locate_checkpoint("push_t"))
+    policy = load_policy(checkpoint)
+    name, digest = "ddpm-100/none", policy.checkpoint.digest
+    home = bank_folder(policy)
+    make_schedule(NoCache(), policy).save(home / f"{name}.json")
+    entry = BankEntry(name, f"{name}.json", dict(policy.sampler.identity), 0.0, 1.0)
+    ScheduleBank(digest, name, (entry,)).save(home / BANK_FILE)
+    kept = device_path(home, policy.trunk.device, executor := select("eager", policy.trunk))
+    about = run_provenance(policy.trunk.device, {})
+    timed = DeviceProfile(
+        digest, about["device"], about["threads"], executor.kind, executor.weights, {}, {name: Measured(1.0, 2.0, 100)}
+    )
+    timed.save(kept)
+    settings = _settings(checkpoint=str(checkpoint), budget_ms=80.0)
+    assert load(settings).caches == (name,)
+    replace(timed, device="another").save(kept)
+    with pytest.raises(Mismatch, match=r"^device profile: expected one of .*, got another, "):
+        load(settings)
 
 
 def test_schedules_that_were_not_built_are_refused() -> None:

@@ -207,6 +207,25 @@ def test_the_schedule_is_switched_by_its_parameter(make: Callable[..., Any]) -> 
     assert node.get_parameter("cache").value == "late"
 
 
+@pytest.mark.parametrize("other", [("seam", "glue"), ("threads", -1)])
+def test_parameters_that_are_set_together_take_effect_together_or_not_at_all(
+    make: Callable[..., Any], other: tuple[str, Any]
+) -> None:
+    node = make()
+    node.trigger_configure()
+    node.trigger_activate()
+    before = (node.core.driver.cache, node.get_parameter("cache").value)
+    name, value = other
+    result = node.set_parameters_atomically([Parameter("cache", value="late"), Parameter(name, value=value)])
+    assert not result.successful
+    assert name in result.reason
+    assert (node.core.driver.cache, node.get_parameter("cache").value) == before
+    result = node.set_parameters_atomically([Parameter("cache", value="late"), Parameter("seam", value="blend")])
+    assert result.successful
+    assert node.core.driver.cache == "late-s10"
+    assert node.get_parameter("seam").value == "blend"
+
+
 @pytest.mark.parametrize(("name", "value"), [("seam", "glue"), ("rate_hz", 5000.0), ("rate_hz", 5), ("threads", -1)])
 def test_parameters_that_do_not_fit_are_not_set(make: Callable[..., Any], name: str, value: Any) -> None:
     node = make()

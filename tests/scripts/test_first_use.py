@@ -16,7 +16,7 @@ from studies.episodes import play
 
 import bac
 from bac.errors import InvalidInput, Mismatch, Unavailable
-from bac.methods import BlockAdaptive, HarmoniCa, HyCa, Method, NoCache, Search, SensitivityWeighted
+from bac.methods import BlockAdaptive, HarmoniCa, HyCa, Method, NoCache, ProfilingDit, Search, SensitivityWeighted
 from bac.profile import FeatureProfile
 from configs.schema import CalibrationConfig, ImportConfig, TaskConfig
 from configs.tasks import TaskDemonstrations, demonstrations, require_task
@@ -142,9 +142,21 @@ def test_checkpoint_that_changed_since_refuses(checkpoint: Path, demos: TaskDemo
     ("method", "prepare", "error", "told"),
     [
         (BlockAdaptive(updates=11), lambda folder: None, InvalidInput, r"cache\.updates: expected 1 to 10, got 11"),
+        (
+            BlockAdaptive(updates=3, upstream_blocks=99),
+            lambda folder: None,
+            InvalidInput,
+            r"cache\.upstream_blocks: exp",
+        ),
+        (
+            ProfilingDit(updates=3, cached_layers=99),
+            lambda folder: None,
+            InvalidInput,
+            r"cache\.cached_layers: expected",
+        ),
         (BAC, Path.touch, Unavailable, r"calibration folder .*profiles: .* got Not a directory; copy the checkpoint"),
     ],
-    ids=["too many updates", "folder that cannot be written"],
+    ids=["too many updates", "too many blocks", "too many layers", "folder that cannot be written"],
 )
 def test_refusals_come_before_any_measurement(
     checkpoint: Path,
@@ -167,6 +179,15 @@ def test_too_few_steps_for_hyca_are_refused_before_any_measurement(
     monkeypatch.setattr(Calibration, "features", lambda self: pytest.fail("measured"))
     with pytest.raises(InvalidInput, match="cache=hyca: expected a sampler of at least 6 steps, got 5"):
         _use(checkpoint, demos, HyCa(), sampler=lambda process: ddim(process, 5))
+
+
+def test_a_method_that_needs_what_is_not_to_be_measured_refuses_before_any_measurement(
+    checkpoint: Path, demos: TaskDemonstrations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Calibration, "features", lambda self: pytest.fail("measured"))
+    calibration = Calibration(replace(FEW, sensitivity_observations=0), load_policy(checkpoint), demos)
+    with pytest.raises(InvalidInput, match="cache=bac_weighted: expected a profile with sensitivity, got one without"):
+        calibration.on_first_use(SensitivityWeighted(updates=3))
 
 
 @pytest.mark.parametrize(

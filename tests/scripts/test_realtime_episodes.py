@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from studies.realtime import MEASURED, point_key, trace_key
+from studies.realtime import point_key, trace_key
 from studies.realtime_episodes import RealtimeEpisode, World, play_virtual, play_wallclock
-from studies.realtime_play import drawn_from, latency_trace, measured_ms, summary
+from studies.realtime_play import MEASURED, drawn_from, latency_trace, measured_ms, summary
 
 import bac
 from bac.control import LoopSettings, Seam, repeat
-from bac.errors import InvalidInput
+from bac.errors import CorruptArtefact, InvalidInput
 from bac.schedule import CacheSchedule
 from configs.studies import BenchConfig
 from envs.push_t import PushTEnv
@@ -195,10 +196,22 @@ def test_summary_adds_up(policy: DiffusionPolicy) -> None:
     assert told["stopped"] == {}
 
 
-@pytest.mark.parametrize("latency", [-1, float("inf"), "often", None])
+@pytest.mark.parametrize("latency", [-1, float("inf"), "often", None, True])
 def test_a_latency_that_is_none_refuses(policy: DiffusionPolicy, latency: object) -> None:
     with pytest.raises(InvalidInput, match=r"^latency: expected measured, milliseconds, or the results.json of"):
         latency_trace(latency, "cached", policy, 100)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"control": []}', '{"control": {"cached": 3}}', '{"control": {"cached": {"trace_ms": ["a"]}}}']
+)
+def test_a_file_without_latencies_refuses(policy: DiffusionPolicy, text: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(InvalidInput, match=r"^latency: expected measured, milliseconds, or the results.json of"):
+        latency_trace(str(tmp_path / "results.json"), "cached", policy, 100)
+    (tmp_path / "results.json").write_text("[")
+    with pytest.raises(CorruptArtefact, match=r"results\.json: expected a JSON document of results"):
+        latency_trace(str(tmp_path / "results.json"), "cached", policy, 100)
 
 
 def test_latencies_of_an_image_policy_are_measured_without_demonstrations() -> None:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench
+import calibrate
 import eval as evaluation
+import latency_budget
+import numpy as np
 import pytest
 import torch
+import train
 from studies import growth, pareto, stages
-from studies.evaluations import require_same_episodes, run_name
+from studies.calibration import Calibration
+from studies.evaluations import read_evaluation, require_same_episodes, run_name
+from studies.kept import Kept
 from studies.latency import user_loop
 from studies.rows import started
 
-from bac.errors import InvalidInput, Mismatch, Unavailable
+from bac.control import LatencyBudget
+from bac.errors import CorruptArtefact, InvalidInput, Mismatch, Unavailable
 from bac.executors import ChunkNoise, ExecutorKind, WeightType
-from bac.methods import full_schedule
+from bac.methods import CrossChunk, full_schedule
 from policies.benchmark import executor_rows
 from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_trunk import DiffusionTransformerTrunk
+from policies.loading import load_policy, make_schedule
 from tests.composing import composed
 from tests.policies.networks import small_image_checkpoint, small_policy
 
@@ -34,6 +44,140 @@ def test_bad_numbers_of_an_evaluation_refuse_before_anything_is_read(override: s
     name, given = override.split("=")
     with pytest.raises(InvalidInput, match=rf"^{name}: expected at least [01], got {given}; correct the override\.$"):
         evaluation.main(config, tmp_path)
+
+
+SCRIPTS: dict[str, tuple[Callable[[Any, Path], object], list[str]]] = {
+    "eval": (evaluation.main, ["checkpoint=nowhere.safetensors"]),
+    "calibrate": (calibrate.main, ["checkpoint=nowhere.safetensors"]),
+    "latency_budget": (latency_budget.main, ["checkpoint=nowhere.safetensors", "budget_ms=80"]),
+    "bench": (bench.main, ["study=wallclock", "checkpoint=nowhere.safetensors"]),
+    "train": (train.main, ["demonstrations=nowhere.zarr"]),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_threads_that_there_cannot_be_refuse_before_anything_is_read(script: str, tmp_path: Path) -> None:
+    main, given = SCRIPTS[script]
+    with pytest.raises(InvalidInput, match=r"^threads: expected at least 1, got 0; correct the override\.$"):
+        main(composed(script, *given, "threads=0"), tmp_path)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_unknown_device_refuses_before_a_policy_or_demonstrations_are_read(script: str, tmp_path: Path) -> None:
+    main, given = SCRIPTS[script]
+    given = [each for each in given if not each.startswith("checkpoint=")]
+    with pytest.raises(InvalidInput, match=r"^device: expected cpu, cuda or cuda:N, got gpu; choose one of these\.$"):
+        main(composed(script, *given, "device=gpu"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["save_every=0"], "save_every: expected at least 1, got 0; correct the override."),
+        (["rollout.every=-1"], "rollout.every: expected at least 0, got -1; correct the override."),
+        (["rollout.every=1", "rollout.episodes=0"], "rollout.episodes: expected at least 1, got 0; correct the over"),
+        (
+            ["optimiser.betas=[0.9,0.95,0.99]"],
+            "optimiser.betas: expected two, from 0 to below 1, got (0.9, 0.95, 0.99)",
+        ),
+        (["optimiser.gradient_clip=0"], "optimiser.gradient_clip: expected above 0, got 0.0"),
+        (["sampler.steps=1000"], "sampler.steps: expected 1 to 100, got 1000"),
+    ],
+)
+def test_training_that_would_fail_later_refuses_before_demonstrations_are_read(
+    tmp_path: Path, overrides: list[str], told: str
+) -> None:
+    with pytest.raises(InvalidInput, match=f"^{re.escape(told)}"):
+        train.main(composed("train", "demonstrations=nowhere.zarr", *overrides), tmp_path)
+
+
+def test_a_horizon_longer_than_every_demonstration_refuses() -> None:
+    config = composed("train", "policy.horizon=1000")
+    told = (
+        "policy.horizon: expected one that fits into the demonstrations, the longest of 60 steps, got 1000; shorten it."
+    )
+    with pytest.raises(InvalidInput, match=f"^{re.escape(told)}$"):
+        train._window_index(np.array([40, 100]), config.policy.build(config.task))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["control=realtime", "latency=mesured"], "latency: expected measured, milliseconds, or the results.json of"),
+        (["control=realtime", "latency=true"], "latency: expected measured, milliseconds, or the results.json of"),
+        (["control=wallclock", "cache=cross_chunk"], "cache of a control loop: expected one whose chunks stand alone"),
+        (["task.rate_hz=50"], "task.rate_hz: expected 10, the rate of push_t, got 50.0; leave it out."),
+    ],
+)
+def test_what_cannot_be_played_refuses_before_a_policy_is_read(tmp_path: Path, overrides: list[str], told: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^{re.escape(told)}"):
+        evaluation.main(composed("eval", "checkpoint=nowhere.safetensors", *overrides), tmp_path)
+
+
+@pytest.mark.parametrize("study", ["realtime", "wallclock"])
+def test_studies_of_a_loop_refuse_chunks_that_go_on_before_anything_is_timed(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load_policy("push_t")
+    kept = tmp_path / "cross_chunk.json"
+    make_schedule(CrossChunk(updates=10), policy).save(kept)
+    monkeypatch.setattr(LatencyBudget, "measure", lambda *_, **__: pytest.fail("timed"))
+    given = ["threads=1", "realtime.rows=[none,cross_chunk 10]", f"wallclock.schedule={kept}"]
+    with pytest.raises(
+        InvalidInput, match=r"^cache of a control loop: expected one whose chunks stand alone, got cross"
+    ):
+        bench.main(composed("bench", f"study={study}", f"realtime.kept={tmp_path / 'kept.json'}", *given), tmp_path)
+
+
+@pytest.mark.parametrize("study", ["realtime", "wallclock"])
+def test_studies_of_a_loop_keep_the_environments_rate(study: str, tmp_path: Path) -> None:
+    config = composed("bench", f"study={study}", "task.rate_hz=50", "checkpoint=nowhere.safetensors", "threads=1")
+    with pytest.raises(InvalidInput, match=r"^task\.rate_hz: expected 10, the rate of push_t, got 50\.0"):
+        bench.main(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["sampler=ddim", "sampler.steps=16"],
+            "family.updates: expected 1 to 16, the steps of ddim-16-trailing, got [20",
+        ),
+        (["family.methods=[bac,cross_chunk]"], "cache of a control loop: expected one whose chunks stand alone"),
+    ],
+)
+def test_a_bank_that_cannot_be_refuses_by_the_key_that_was_given(
+    overrides: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "calibrate_bank", lambda *_: pytest.fail("made"))
+    with pytest.raises(InvalidInput, match=f"^{re.escape(told)}"):
+        calibrate.main(composed("calibrate", "bank=true", "threads=1", *overrides), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "overrides", [["cache.upstream_blocks=99"], ["cache=bac_weighted", "sensitivity_observations=0"]]
+)
+def test_calibration_refuses_before_it_measures(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Calibration, "features", lambda _: pytest.fail("measured"))
+    told = r"^cache\.upstream_blocks: expected 0 to 24, got 99|^cache=bac_weighted: expected a profile with sensitivity"
+    with pytest.raises(InvalidInput, match=told):
+        calibrate.main(composed("calibrate", "threads=1", *overrides), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[1, 2]", '{"points": []}', '{"scores": [1.0]}'])
+def test_what_is_no_evaluation_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(CorruptArtefact, match=r"results\.json: expected (a JSON document|results of scripts/eval\.py)"):
+        read_evaluation(tmp_path)
+
+
+def test_a_kept_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "kept.json").write_text("{")
+    with pytest.raises(CorruptArtefact, match=r"kept\.json: expected a JSON document of results"):
+        Kept(tmp_path / "kept.json")
 
 
 def played(**changes: Any) -> dict[str, Any]:

@@ -143,9 +143,9 @@ class DiffusionTransformer(nn.Module):
         for thousands of steps. What depends on products of observed numbers, such as a direction on a quaternion, is
         then learned late. (LeCun et al., Efficient BackProp, 1998, section 4.6.)
         """
-        wide, narrow = self.encoder[0], self.encoder[2]
+        layers = [each for each in (self.cond_obs_emb, *self.encoder) if isinstance(each, nn.Linear)]
         # Normalised observations lie in [-1, 1], about half of unit size.
-        for layer, size in ((self.cond_obs_emb, 0.5), (wide, 1.0), (narrow, 1.0)):
+        for layer, size in zip(layers, (0.5, 1.0, 1.0), strict=True):
             nn.init.normal_(layer.weight, std=1 / (size * layer.in_features**0.5))
 
 

@@ -188,9 +188,11 @@ def _square(simulation: Any, hand: Hand, draw: np.random.Generator) -> Iterator[
         return _holds(hand, handle(), 0.03)
 
     above = _up(draw.uniform(0.07, 0.10))
-    yield from _reach(hand, lambda: Move(handle() + above, across(), OPEN), 0.012, 0.06, 120)
+    yield from _reach(hand, lambda: Move(handle() + above, across(), OPEN), 0.02, 0.15, 120)
+    # Slower than a chunk is long: who learns from it must look at the handle again on the way down.
+    yield from _reach(hand, lambda: Move(handle() + above, across(), OPEN, 0.02, precise=True), 0.005, 0.04, 60)
     yaw = across()
-    yield from _reach(hand, lambda: Move(handle() - _up(0.002), yaw, OPEN, 0.03, precise=True), 0.006, 0.05, 60)
+    yield from _reach(hand, lambda: Move(handle() - _up(0.002), yaw, OPEN, 0.01, precise=True), 0.005, 0.04, 60)
     yield from _stay(hand, yaw, CLOSE, 11)
     high = hand.position + _up(draw.uniform(0.17, 0.19))
     for move in _reach(hand, lambda: Move(high, yaw, CLOSE, 0.04), 0.02, _ANY_TURN, 60):

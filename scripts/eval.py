@@ -80,7 +80,8 @@ def main(config: EvalConfig, folder: Path) -> None:
     errors = action_errors(cached, uncached, spread, before=None if schedule.recall is None else before)
     results["action_error"] = {"mean": float(errors.mean()), "p95": float(np.percentile(errors, 95))}
     one = demos.spread_observations(1, cached.observation_steps, HELD_OUT_SEED)
-    with tqdm(desc="time", unit="call", delay=1) as bar:
+    timed = 2 if cached.spec.vision is None else 3  # cached, uncached, and the encoder apart
+    with tqdm(desc="time", unit="call", total=timed * config.latency_calls, delay=1) as bar:
         results |= latency_and_flops(cached, schedule, uncached, one, config.latency_calls, bar.update)
     results["checkpoint"] = {"file": str(checkpoint), "weights": policy.checkpoint.training.get("weights")}
     results["schedule"] = _describe(schedule)

@@ -44,13 +44,12 @@ def main(config: CalibrateConfig, folder: Path) -> None:
         calibrate_bank(config, policy, folder)
         return
     methods = {each.label: each for each in (method, *map(method.with_budget, config.budgets))}
-    if not config.overwrite:
-        for each in methods.values():
-            require_free(each, policy)
     calibration = Calibration(config, policy, demonstrations(config.task, config.demonstrations))
     kept = _kept(config, profile_path(policy)) if config.reuse and not isinstance(method, Search) else None
     for each in methods.values():
         calibration.require_possible(each, kept)
+        if not config.overwrite:
+            require_free(each, policy)
     if isinstance(method, Search):
         beginning = calibration.kept_profile()
         schedules = {label: calibration.search(each, beginning) for label, each in methods.items()}

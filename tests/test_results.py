@@ -37,7 +37,8 @@ def test_tables_are_what_the_report_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", [*(f"pareto/{sampler}" for sampler in PARETO), "bench/peers", "at_ddim10", "lift", "can"]
+    "folder",
+    [*(f"pareto/{sampler}" for sampler in PARETO), "bench/peers", "at_ddim10", "lift", "can", "push_t/executors"],
 )
 def test_results_come_from_clean_commits(folder: str) -> None:
     results = read(*folder.split("/"))

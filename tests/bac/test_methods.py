@@ -340,7 +340,7 @@ def test_refuses_a_part_of_an_update(budget: float) -> None:
 
 
 def test_search_is_not_made_from_a_profile() -> None:
-    with pytest.raises(MissingArtefact, match=r"schedule search-2\.4g: .*calibrate.py with the same cache=search"):
+    with pytest.raises(MissingArtefact, match=r"schedule search-2\.38g: .*calibrate.py with the same cache=search"):
         Search().schedule(PROFILE)
 
 

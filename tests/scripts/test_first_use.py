@@ -178,7 +178,7 @@ def test_too_few_steps_for_hyca_are_refused_before_any_measurement(
 ) -> None:
     monkeypatch.setattr(Calibration, "features", lambda self: pytest.fail("measured"))
     with pytest.raises(InvalidInput, match="cache=hyca: expected a sampler of at least 6 steps, got 5"):
-        _use(checkpoint, demos, HyCa(), sampler=lambda process: ddim(process, 5))
+        _use(checkpoint, demos, HyCa(updates=3), sampler=lambda process: ddim(process, 5))
 
 
 def test_a_method_that_needs_what_is_not_to_be_measured_refuses_before_any_measurement(

@@ -139,9 +139,9 @@ class DiffusionTransformer(nn.Module):
     def scale_condition(self) -> None:
         """Draw the weights between observations and memory anew, at the scale that keeps their size.
 
-        The original's 0.02 leaves so little of an observation that the encoder's Mish is all but linear, and remains so
-        for thousands of steps. What depends on products of observed numbers, such as a direction on a quaternion, is
-        then learned late. (LeCun et al., Efficient BackProp, 1998, section 4.6.)
+        The original's 0.02 leaves so little of an observation that the encoder's Mish begins all but linear: out of
+        reach of products of observed numbers, on which a direction on a quaternion depends. (LeCun et al., Efficient
+        BackProp, 1998, section 4.6.)
         """
         layers = [each for each in (self.cond_obs_emb, *self.encoder) if isinstance(each, nn.Linear)]
         # Normalised observations lie in [-1, 1], about half of unit size.

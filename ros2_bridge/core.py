@@ -114,7 +114,7 @@ class PolicyCore:
             loop = settings.loop(policy.action_steps, policy.slowest_ms, len(policy.caches))
             try:
                 self._open(settings, intake, loop.replan_ticks + loop.deadline_ticks)
-            except BaseException:
+            except BaseException:  # whatever it was, Ctrl-C too: what is open is given back and the reason goes on
                 self._give_back()
                 raise
             self._settings, self._policy, self._intake = settings, policy, intake

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bac.errors import CorruptArtefact, InvalidInput, Mismatch
 from policies.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
@@ -33,7 +34,11 @@ IDENTITY = {"policy": "0a", "actions": "1b"}
 
 
 def _trainer(
-    folder: Path, config: TrainingConfig = RECIPE, identity: Mapping[str, str] = IDENTITY, width: int = 16
+    folder: Path,
+    config: TrainingConfig = RECIPE,
+    identity: Mapping[str, str] = IDENTITY,
+    width: int = 16,
+    dropout: float = 0.1,
 ) -> Trainer:
     torch.manual_seed(0)
     # Dropout on: resuming must restore its randomness, too.
@@ -45,7 +50,7 @@ def _trainer(
         layers=1,
         heads=2,
         width=width,
-        attention_dropout=0.1,
+        attention_dropout=dropout,
     )
     frames = torch.linspace(-1, 1, 40)
     index = torch.arange(36)[:, None] + torch.arange(4)
@@ -56,6 +61,44 @@ def _trainer(
 
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     require_exact_resume(_trainer, tmp_path, saved=5, killed=7)
+
+
+def test_bf16_resumes_bit_for_bit_too(tmp_path: Path) -> None:
+    bf16 = replace(RECIPE, precision="bf16")
+    whole = require_exact_resume(lambda folder: _trainer(folder, bf16), tmp_path, saved=5, killed=7)
+    assert weights(whole).dtype == torch.float32
+
+
+class _Products(TorchDispatchMode):
+    """Notes the operators that are called, and the types of what ``addmm`` multiplies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        if func.overloadpacket.__name__ == "addmm":
+            self.types.add(args[1].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def test_bf16_multiplies_in_bf16_and_leaves_fused_attention_alone(tmp_path: Path) -> None:
+    fused = "_scaled_dot_product_flash_attention_for_cpu"
+    losses, products = {}, {}
+    for precision in ("fp32", "bf16"):
+        with _Products() as products[precision]:
+            # With dropout, attention is never fused on a CPU.
+            trainer = _trainer(tmp_path / precision, replace(RECIPE, precision=precision), dropout=0.0)
+            losses[precision] = next(iter(trainer.run())).loss
+    assert fused in products["fp32"].names
+    assert fused not in products["bf16"].names
+    assert products["fp32"].types == {torch.float32}
+    assert products["bf16"].types == {torch.bfloat16}
+    # bf16 keeps 8 bits of a number: 0.4 % of a prediction of unit size.
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert losses["bf16"] != losses["fp32"]
 
 
 def test_loss_falls_and_weights_average(tmp_path: Path) -> None:

@@ -201,6 +201,17 @@ class RobomimicEnv(gymnasium.Env[_Observation, np.ndarray]):
         info = self._info()
         return self._observe(observation), float(reward), info["is_success"], self._steps >= self.max_steps, info
 
+    def step_undrawn(self, action: np.ndarray) -> tuple[_Observation, float, bool, bool, dict[str, Any]]:
+        """Do what ``step`` does without drawing, most of the work where no GPU draws; the observation has no images."""
+        simulation = self._world.env.sim
+        simulation.render = _blank  # before the class's own, which robosuite's cameras call
+        try:
+            observation, reward, terminated, truncated, info = self.step(action)
+        finally:
+            del simulation.render
+        seen = {key: value for key, value in observation.items() if not key.endswith(IMAGE)}
+        return seen, reward, terminated, truncated, info
+
     def render(self) -> np.ndarray:
         """Return uint8[render_size, render_size, 3], as the render camera sees the scene.
 
@@ -245,6 +256,10 @@ class RobomimicEnv(gymnasium.Env[_Observation, np.ndarray]):
     def _info(self) -> dict[str, Any]:
         success = bool(self._world.is_success()["task"])
         return {"is_success": success, "state": np.array(self._world.env.sim.get_state().flatten())}
+
+
+def _blank(*, width: int, height: int, **_: Any) -> np.ndarray:
+    return np.zeros((height, width, 3), np.uint8)
 
 
 def env_args(task: str, *, absolute: bool, images: tuple[str, ...] = ()) -> dict[str, Any]:

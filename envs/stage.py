@@ -64,7 +64,7 @@ class View:
     """What an episode shows when it has begun or taken a chunk.
 
     Attributes:
-        history: key -> [To, ...], its last observations, the oldest first.
+        history: key -> [To, ...], its last observations, the oldest first; empty if it is over.
         episode: the whole of it if it is over.
     """
 
@@ -157,18 +157,24 @@ class _Running:
     """An episode under way in one environment."""
 
     def __init__(self, env: Env, start: Start, observation_steps: int) -> None:
-        self._env, self._start = env, start
+        self._env, self._start, self._observation_steps = env, start, observation_steps
         self._success = self._done = False
         self._rewards: list[float] = []
         self._frames: list[np.ndarray] = []
+        self._step_undrawn = getattr(env, "step_undrawn", env.step)
         observation, _ = env.reset(seed=start.seed)
         self._history = deque([observation] * observation_steps, maxlen=observation_steps)
         self._film()
 
     def execute(self, chunk: np.ndarray) -> None:
-        """Step through float[Ta, Da] until it or the episode ends."""
-        for action in chunk:
-            observation, reward, terminated, truncated, info = self._env.step(action)
+        """Step through float[Ta, Da] until it or the episode ends.
+
+        Only the last To observations are shown: images of earlier ones are not drawn by an environment that can do so.
+        """
+        first_shown = len(chunk) - self._observation_steps
+        for number, action in enumerate(chunk):
+            step = self._step_undrawn if number < first_shown else self._env.step
+            observation, reward, terminated, truncated, info = step(action)
             self._history.append(observation)
             self._rewards.append(float(reward))
             self._success |= bool(info.get("is_success", terminated))
@@ -178,8 +184,9 @@ class _Running:
                 return
 
     def view(self) -> View:
-        history = {key: np.stack([seen[key] for seen in self._history]) for key in self._history[-1]}
-        return View(history, self._episode() if self._done else None)
+        if self._done:
+            return View({}, self._episode())
+        return View({key: np.stack([seen[key] for seen in self._history]) for key in self._history[-1]})
 
     def _episode(self) -> Episode:
         score, frames = max(self._rewards), tuple(self._frames)

@@ -172,6 +172,35 @@ def test_two_environments_draw_their_own_scenes() -> None:
         assert 0 <= seen.min() < seen.max() <= 1
 
 
+def test_undrawn_steps_change_nothing_but_what_they_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ("robot0_eye_in_hand_image", "robot0_eef_pos", "agentview_image")
+    env = RobomimicEnv("lift", absolute=False, observation=keys)
+    env.reset(seed=3)
+    drawn = []
+    draw = type(env.simulation.sim).render
+
+    def counted(*args: Any, **settings: Any) -> np.ndarray:
+        drawn.append(settings["camera_name"])
+        return draw(*args, **settings)
+
+    monkeypatch.setattr(type(env.simulation.sim), "render", counted)
+    actions = np.random.default_rng(0).uniform(-1, 1, (4, 7))
+    whole = [env.step(action) for action in actions]
+    cameras = 2 * len(actions)
+    assert len(drawn) == cameras
+    env.reset(seed=3)
+    drawn.clear()
+    partly = [env.step_undrawn(action) for action in actions[:3]]
+    assert not drawn
+    partly.append(env.step(actions[3]))
+    assert len(drawn) == 2
+    assert [list(each[0]) for each in partly] == [["robot0_eef_pos"]] * 3 + [list(keys)]
+    for seen, expected in zip(partly, whole, strict=True):
+        np.testing.assert_array_equal(seen[4]["state"], expected[4]["state"])
+        for key, value in seen[0].items():
+            np.testing.assert_array_equal(value, expected[0][key])
+
+
 def test_without_graphics_all_but_rendering_works() -> None:
     code = """
 from envs.robomimic import RobomimicEnv

@@ -119,6 +119,30 @@ def test_history_starts_with_the_first_observation_repeated_and_slides() -> None
     assert predictor.sums == [[[0, 0]], [[2, 1]], [[3, 2]]]
 
 
+class Sparing(Counter):
+    """Shows its sum only where it is looked at, and counts both kinds of steps."""
+
+    drawn = undrawn = 0
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        type(self).drawn += 1
+        return super().step(action)
+
+    def step_undrawn(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        type(self).undrawn += 1
+        seen, *rest = super().step(action)
+        return {"seed": seen["seed"]}, *rest  # type: ignore[return-value]
+
+
+def test_only_the_observations_of_a_history_are_drawn() -> None:
+    plain, sparing = Scripted(), Scripted()
+    episodes = rollout(Sparing, sparing, [6, 7], parallel=2)
+    assert episodes == rollout(Counter, plain, [6, 7], parallel=2)
+    assert sparing.sums == plain.sums
+    # Chunks of 3, of which a history of 2 shows the last two: of 7 steps the 1st, 4th and 7th are not drawn.
+    assert (Sparing.undrawn, Sparing.drawn) == (2 + 3, 4 + 4)
+
+
 def test_history_of_an_episode_does_not_leak_into_the_next() -> None:
     predictor = Scripted()
     rollout(Counter, predictor, [3, 3], parallel=1)

@@ -232,7 +232,11 @@ class ControlLoop:
 
     def _lacks_a_chunk(self) -> bool:
         """Return whether it is inference that a tick without an action waits for longer than it may."""
-        return not self._resuming or self._flight.overdue(self._tick)
+        return not self._starved() and (not self._resuming or self._flight.overdue(self._tick))
+
+    def _starved(self) -> bool:
+        """Return whether there is nothing to ask inference about."""
+        return self._flight.request is None and self._newest_tick < self._tick
 
     def _request(self, now_ns: int) -> None:
         newest, due = self._newest, self._tick >= self._next_request or not len(self._buffer)
@@ -281,9 +285,7 @@ class ControlLoop:
         """Return why no action is due at this tick."""
         if self._flight.request is not None:
             return f"no answer since tick {self._flight.request.tick}"
-        if self._newest_tick < self._tick:
-            return "no new observation"
-        return "no action is due"
+        return "no new observation" if self._starved() else "no action is due"
 
     def _execute(self, due: DueAction, now_ns: int) -> Command:
         self._counters.executed += 1

@@ -219,9 +219,11 @@ def test_bursty_observations_are_never_inferred_from_twice() -> None:
 
 
 def test_a_robot_whose_sensor_is_silent_holds_and_says_so() -> None:
-    robot, report = play(
-        settings(), latencies(0.0), 9, seen=lambda tick: Observation(None, 100 * MS) if tick == 1 else None
-    )
+    def seen(tick: int) -> Observation | None:
+        return Observation(None, 100 * MS) if tick == 1 else None
+
+    # No fault of inference, so no reason to degrade.
+    robot, report = play(settings(degradation=Degradation(3, 1, 1, 100)), latencies(0.0), 9, seen=seen)
     assert robot.story() == ". 0 1 2 3 4 5 =5 =5"
     assert [command.reason for command in robot.commands if command.reason] == 3 * ["no new observation"]
     assert report.counters == LoopCounters(

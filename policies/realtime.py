@@ -54,12 +54,12 @@ class ChunkSource:
             observation: key -> float[B, To, channels], task units, oldest first.
             noise_keys: per row (episode seed, chunk number), as ``DiffusionPolicy.predict`` takes them.
             committed: per row float[n, Da], task units, n <= T - To + 1, or None.
-            level: which policy.
+            level: which policy, from 0.
 
         Raises:
-            InvalidInput: something does not fit.
+            InvalidInput: something does not fit, or there are not so many levels.
         """
-        policy = self._levels[level]
+        policy = self._policy(level)
         observed = policy.observe(observation)
         noise = policy.draw_noise(len(observed), noise_keys)
         groups: dict[int, list[int]] = defaultdict(list)
@@ -88,6 +88,18 @@ class ChunkSource:
             return self.chunks(batch, keys, [request.committed], request.level)[0]
 
         return predict
+
+    def _policy(self, level: int) -> DiffusionPolicy:
+        if not 0 <= level < len(self._levels):
+            raise InvalidInput(
+                sentence(
+                    "level",
+                    expected=f"one of the {len(self._levels)} policies given, from 0",
+                    got=level,
+                    mend="let Degradation.levels be their number",
+                )
+            )
+        return self._levels[level]
 
     def _committed(self, policy: DiffusionPolicy, actions: Sequence[np.ndarray | None]) -> Committed:
         stacked = torch.from_numpy(np.stack([np.asarray(each, np.float32) for each in actions if each is not None]))

@@ -12,6 +12,7 @@ import numpy as np
 
 from bac.choices import Choice
 from bac.control import (
+    Clock,
     Command,
     CommandKind,
     ControlLoop,
@@ -38,7 +39,7 @@ _WAKE_S = 0.05
 _COUNTED = tuple(each.name for each in fields(LoopCounters) if each.name != "last_refusal")
 
 
-MakeInference = Callable[[Predict], Inference]
+MakeInference = Callable[[Predict, Clock], Inference]
 
 
 class Motion(Choice):
@@ -86,7 +87,7 @@ class Driver:
         clock: the loop's.
         output: takes the commands.
         on_state: called from the driving thread with every change of state.
-        make_inference: from what computes a chunk to what computes it beside the loop.
+        make_inference: from what computes a chunk, and the loop's clock, to what computes it beside the loop.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Driver:
         self._latency = RecentStatistics()
         self.latencies_ms: deque[float] = deque(maxlen=_KEPT_LATENCIES)
         self.state = DriverState(cache=policy.caches[0])
-        self._inference = make_inference(self._predict)
+        self._inference = make_inference(self._predict, clock)
         self._thread = threading.Thread(target=self._run, name="ros2-bridge-loop", daemon=True)
 
     @property

@@ -146,7 +146,7 @@ class ChunkBuffer:
 
         Args:
             chunk: later than any before it.
-            tick: the first tick whose action was not taken yet; what is due before it is late.
+            tick: the first tick whose action was not taken yet; what is due before it is late, or forgotten.
 
         Raises:
             InvalidInput: an older chunk than the last one, or a tick that is over.
@@ -157,6 +157,7 @@ class ChunkBuffer:
                 sentence("action chunk", expected=f"a number above {self._latest}", got=chunk.number, mend="drop it")
             )
         self._latest = chunk.number
+        self.forget_before(tick)
         end = chunk.first_tick + len(chunk.actions)
         begin, limit = max(chunk.first_tick, tick), tick + self._capacity
         late = min(max(tick - chunk.first_tick, 0), len(chunk.actions))
@@ -179,10 +180,16 @@ class ChunkBuffer:
         """
         self._require_onward(tick)
         self._next_tick = tick + 1
+        self.forget_before(tick)
         entry = self._entries.pop(tick, None)
-        for missed in [at for at in self._entries if at < tick]:
-            del self._entries[missed]
         return None if entry is None else entry.due
+
+    def forget_before(self, tick: int) -> int:
+        """Forget what was due before ``tick``; return how many actions that were."""
+        over = [at for at in self._entries if at < tick]
+        for at in over:
+            del self._entries[at]
+        return len(over)
 
     def ahead(self, tick: int, count: int) -> np.ndarray:
         """Return float[n, Da], n <= count: what is due at ``tick`` and the ticks after it, up to the first gap."""

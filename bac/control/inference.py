@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bac.control.clock import Clock
 from bac.errors import BacError
 
 
@@ -50,11 +51,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request: ``actions`` float[N, Da], task units, or else ``failure``, a sentence."""
+    """What became of a request.
+
+    Attributes:
+        request: the one that was asked.
+        actions: float[N, Da], task units, or None.
+        failure: why there are none, a sentence, or None.
+        finished_ns: when the work was over, on the loop's clock; it may be fetched later.
+    """
 
     request: Request
     actions: np.ndarray | None
-    failure: str | None = None
+    failure: str | None
+    finished_ns: int
 
 
 Predict = Callable[[Request], np.ndarray]
@@ -70,7 +79,7 @@ class Inference(Protocol):
 
     @property
     def loading(self) -> bool:
-        """Whether it is being made ready to work, which may take its time: silence is no stall meanwhile."""
+        """Whether it is being made ready to work: silence is no stall meanwhile, so this must end by itself."""
 
     def submit(self, request: Request) -> None:
         """Begin to work on a request; the one before it was answered, or is given up."""
@@ -94,13 +103,14 @@ class ThreadInference:
 
     Args:
         predict: called in that thread; it should let go of the interpreter lock while it computes. One that has to load
-            first, as ``ProcessPredictor``, says so by a property ``loading``.
+            first, as ``ProcessPredictor``, says so by a property ``loading``, and for how long at most it does.
+        clock: the loop's; the thread stamps its answers on it.
         prepare: called first in every new thread, for instance to pin it to a core.
     """
 
-    def __init__(self, predict: Predict, prepare: Callable[[], object] = lambda: None) -> None:
-        self._predict, self._prepare = predict, prepare
-        self._worker = _Worker(predict, prepare)
+    def __init__(self, predict: Predict, clock: Clock, prepare: Callable[[], object] = lambda: None) -> None:
+        self._predict, self._clock, self._prepare = predict, clock, prepare
+        self._worker = _Worker(predict, clock, prepare)
 
     @property
     def dead(self) -> str | None:
@@ -126,7 +136,7 @@ class ThreadInference:
     def restart(self) -> None:
         """Leave the thread behind and start another."""
         self.close()
-        self._worker = _Worker(self._predict, self._prepare)
+        self._worker = _Worker(self._predict, self._clock, self._prepare)
 
     def close(self) -> None:
         """Let the thread end once it has finished what it works on."""
@@ -136,27 +146,28 @@ class ThreadInference:
 class _Worker:
     """A thread and its two queues."""
 
-    def __init__(self, predict: Predict, prepare: Callable[[], object]) -> None:
+    def __init__(self, predict: Predict, clock: Clock, prepare: Callable[[], object]) -> None:
         self.requests: SimpleQueue[Request | None] = SimpleQueue()
         self.answers: SimpleQueue[Answer] = SimpleQueue()
         self.dead: str | None = None
-        self._predict, self._prepare = predict, prepare
+        self._predict, self._clock, self._prepare = predict, clock, prepare
         threading.Thread(target=self._run, name="bac-inference", daemon=True).start()
 
     def _run(self) -> None:
         try:
             self._prepare()
             while (request := self.requests.get()) is not None:
-                self.answers.put(answer_of(self._predict, request))
+                self.answers.put(answer_of(self._predict, request, self._clock.now_ns))
         # Whatever ends the thread, SystemExit included: the loop must learn why, and the thread still ends by it.
         except BaseException as error:
             self.dead = f"{type(error).__name__}: {error}"
             raise
 
 
-def answer_of(predict: Predict, request: Request) -> Answer:
-    """Call a predictor; what it refuses is an answer too."""
+def answer_of(predict: Predict, request: Request, finished_ns: Callable[[], int]) -> Answer:
+    """Call a predictor, then ask for the time; what it refuses is an answer too."""
     try:
-        return Answer(request, predict(request))
+        actions, failure = predict(request), None
     except BacError as refusal:
-        return Answer(request, None, str(refusal))
+        actions, failure = None, str(refusal)
+    return Answer(request, actions, failure, finished_ns())

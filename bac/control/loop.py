@@ -9,8 +9,9 @@
                                                                      11: c1[3] ...   c1[0..2] are late: dropped
 
 Action i of a chunk asked for at tick t is due at tick t + i. Only if the robot has been at rest since tick t is the
-whole chunk due from the tick at which it arrives. A tick without a fresh observation ends the plan: what is buffered is
-dropped, and so is the answer to a request made at that tick or before it.
+whole chunk due from the tick at which it arrives, unless its observation is older than ``rest_age_ms`` by then: it is
+dropped whole. A tick without a fresh observation ends the plan: what is buffered is dropped, and so is the answer to a
+request made at that tick or before it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from bac.control.chunk_buffer import ActionChunk, ChunkBuffer, DueAction, Seam
 from bac.control.clock import NS_PER_MS, Clock, TickGrid
 from bac.control.degradation import Degrader
 from bac.control.guards import ActionLimits, refusal_of
-from bac.control.inference import Answer, Inference, Observation, Request
+from bac.control.in_flight import InFlight
+from bac.control.inference import Inference, Observation, Request
 from bac.control.loop_types import Command, CommandKind, Fallback, LoopCounters, LoopReport, LoopSettings
 from bac.control.statistics import RecentStatistics
 from bac.errors import InvalidInput, sentence
@@ -59,26 +61,24 @@ class ControlLoop:
         limits: ActionLimits | None = None,
         hold: Hold = repeat,
     ) -> None:
-        self._settings, self._inference, self._clock = settings, inference, clock
+        self._settings, self._clock = settings, clock
         self._limits, self._hold = limits, hold
         self._buffer = ChunkBuffer(settings.capacity, settings.seam, settings.decay)
         self._degrader = Degrader(settings.degradation)
         self._grid = TickGrid(clock.now_ns(), settings.rate_hz)
         self._tick = -1
         self._newest: Observation | None = None
-        self._in_flight: Request | None = None
-        self._missed = False
+        self._newest_tick = -1
+        self._counters = LoopCounters()
+        self._flight = InFlight(settings, inference, self._counters)
         self._next_request = 0
         self._requested_stamp: int | None = None
         self._executed_tick = -1
         self._executed: np.ndarray | None = None
         self._stale_tick = -1
         self._resuming = False
-        self._heard_ns = 0
-        self._out_of_inference: str | None = None
         self._stopped: str | None = None
-        self._counters = LoopCounters()
-        self._jitter, self._observation_age, self._action_age, self._latency = (RecentStatistics() for _ in range(4))
+        self._jitter, self._observation_age, self._action_age = (RecentStatistics() for _ in range(3))
 
     @property
     def grid(self) -> TickGrid:
@@ -103,7 +103,7 @@ class ControlLoop:
     @property
     def inference_lost(self) -> str | None:
         """Why no chunk will come any more, a sentence, or None while one may."""
-        return self._out_of_inference
+        return self._flight.lost
 
     def ahead(self, count: int) -> np.ndarray:
         """Return float[n, Da], n <= count: what is due at the ticks after this one, up to the first gap."""
@@ -150,6 +150,7 @@ class ControlLoop:
             return self._tick
         tick = self._grid.index(due_ns + late_ns)
         self._counters.skipped += tick - self._tick - 1
+        self._counters.overslept_actions += self._buffer.forget_before(tick)
         self._tick = tick
         self._jitter.add(late_ns / NS_PER_MS)
         return tick
@@ -161,16 +162,17 @@ class ControlLoop:
             if observation.stamp_ns > now_ns or (self._newest and observation.stamp_ns < self._newest.stamp_ns):
                 self._counters.refused_observations += 1
             else:
-                self._newest = observation
+                self._newest, self._newest_tick = observation, self._tick
         self._fetch(now_ns)
-        self._revive(now_ns)
+        if self._flight.revive(now_ns):
+            self._requested_stamp, self._next_request = None, self._tick
         self._request(now_ns)
 
     def act(self) -> Command:
         """Return what to do in this tick."""
         now_ns = self._clock.now_ns()
         self._fetch(now_ns)
-        missed = self._misses()
+        missed = self._flight.missed(self._tick)
         command = self._command(now_ns)
         self._counters.ticks += 1
         change = self._degrader.tick(missed or (command.kind is CommandKind.HOLD and self._lacks_a_chunk()))
@@ -185,106 +187,74 @@ class ControlLoop:
             jitter_ms=self._jitter.to_json(),
             observation_age_ms=self._observation_age.to_json(),
             action_age_ms=self._action_age.to_json(),
-            latency_ms=self._latency.to_json(),
+            latency_ms=self._flight.latency.to_json(),
             level=self._degrader.level,
-            in_flight=self._in_flight is not None,
+            in_flight=self._flight.request is not None,
             buffered=len(self._buffer),
             stopped=self._stopped,
         )
 
     def _fetch(self, now_ns: int) -> None:
-        answer = self._inference.poll()
+        answer = self._flight.fetch(self._tick)
         if answer is None:
             return
-        if self._in_flight is None or answer.request.number != self._in_flight.number:
-            self._counters.ignored += 1
-            return
-        self._in_flight = None
-        self._latency.add((now_ns - answer.request.submitted_ns) / NS_PER_MS)
         reason = answer.failure or refusal_of(answer.actions, self._limits)
         if reason is not None:
             self._counters.refused += 1
             self._counters.last_refusal = reason
             self._next_request = self._tick
             return
-        self._take(answer)
-
-    def _take(self, answer: Answer) -> None:
         assert answer.actions is not None  # the guards refuse anything else
-        request = answer.request
-        if request.tick <= self._stale_tick:
-            self._counters.accepted += 1
-            self._counters.late_actions += len(answer.actions)
-            self._next_request = self._tick
+        self._counters.accepted += 1
+        self._counters.accepted_actions += len(answer.actions)
+        if self._stopped is not None:
+            self._counters.dropped_at_stop += len(answer.actions)
+        else:
+            self._take(answer.request, answer.actions, now_ns)
+
+    def _take(self, request: Request, actions: np.ndarray, now_ns: int) -> None:
+        rested = self._executed_tick < request.tick and not len(self._buffer)
+        late = rested and self._tick > request.tick and _older(request.observation, now_ns, self._settings.rest_age_ms)
+        if late or request.tick <= self._stale_tick:
+            # Nothing is buffered, in either case, so that another is asked for at once.
+            self._counters.late_actions += len(actions)
             return
         self._resuming = False
-        rested = self._executed_tick < request.tick and not len(self._buffer)
         first = self._tick if rested else request.tick
         committed = 0 if request.committed is None else len(request.committed)
-        chunk = ActionChunk(answer.actions, first, request.number, request.observation.stamp_ns, committed)
+        chunk = ActionChunk(actions, first, request.number, request.observation.stamp_ns, committed)
         # Within act() this tick's action is still to be taken, and so it is within sense().
         taken = self._buffer.put(chunk, self._tick)
-        self._counters.accepted += 1
         self._counters.late_actions += taken.late
+        self._counters.kept_actions += taken.kept
+        self._counters.cut_actions += taken.cut
         self._counters.replaced_actions += taken.replaced
-
-    def _misses(self) -> bool:
-        """Return whether the request in flight misses its deadline at this tick."""
-        if self._in_flight is None or self._missed or not self._overdue(self._in_flight):
-            return False
-        self._missed = True
-        self._counters.deadline_misses += 1
-        return True
 
     def _lacks_a_chunk(self) -> bool:
         """Return whether it is inference that a tick without an action waits for longer than it may."""
-        return not self._resuming or (self._in_flight is not None and self._overdue(self._in_flight))
+        return not self._starved() and (not self._resuming or self._flight.overdue(self._tick))
 
-    def _revive(self, now_ns: int) -> None:
-        """Give up a request that died or stalled, and start inference again if that is allowed."""
-        request = self._in_flight
-        if self._inference.loading:
-            self._heard_ns = now_ns
-        reason = None if request is None else self._inference.dead or self._stall(request, now_ns)
-        if reason is None:
-            return
-        self._in_flight, self._requested_stamp, self._next_request = None, None, self._tick
-        self._counters.given_up += 1
-        if self._counters.restarts < self._settings.restarts:
-            self._counters.restarts += 1
-            self._inference.restart()
-        else:
-            mend = "start it again or allow restarts"
-            self._out_of_inference = sentence("inference", expected="an answer", got=reason, mend=mend)
-
-    def _overdue(self, request: Request) -> bool:
-        return self._tick >= request.tick + self._settings.deadline_ticks
-
-    def _stall(self, request: Request, now_ns: int) -> str | None:
-        age_ms = (now_ns - max(request.submitted_ns, self._heard_ns)) / NS_PER_MS
-        limit = self._settings.stall_ms
-        return None if limit is None or age_ms <= limit else f"none for {age_ms:.0f} ms"
+    def _starved(self) -> bool:
+        """Return whether there is nothing to ask inference about."""
+        return self._flight.request is None and self._newest_tick < self._tick
 
     def _request(self, now_ns: int) -> None:
         newest, due = self._newest, self._tick >= self._next_request or not len(self._buffer)
-        idle = self._in_flight is None and self._out_of_inference is None and self._stopped is None
+        idle = self._flight.request is None and self._flight.lost is None and self._stopped is None
         if not (idle and due) or newest is None or self._stale(now_ns) or newest.stamp_ns == self._requested_stamp:
             return
         committed = None
         if self._settings.seam is Seam.INPAINT:
             ahead = self._buffer.ahead(self._tick, self._settings.deadline_ticks)
             committed = ahead if len(ahead) else None
-        number = self._counters.requests
-        self._in_flight = Request(number, self._tick, newest, self._degrader.level, committed, now_ns)
-        self._missed = False
         self._requested_stamp = newest.stamp_ns
         self._next_request = self._tick + self._settings.replan_ticks
-        self._counters.requests += 1
-        self._inference.submit(self._in_flight)
+        request = Request(self._counters.requests, self._tick, newest, self._degrader.level, committed, now_ns)
+        self._flight.submit(request, self._grid.at_ns(self._tick + self._settings.deadline_ticks))
 
     def _stale(self, now_ns: int) -> bool:
         limit = self._settings.observation_age_ms
-        return limit is not None and (self._newest is None or now_ns - self._newest.stamp_ns > limit * NS_PER_MS)
+        return limit is not None and (self._newest is None or _older(self._newest, now_ns, limit))
 
     def _command(self, now_ns: int) -> Command:
         if self._stopped is not None:
@@ -296,12 +266,12 @@ class ControlLoop:
         self._counters.stale += stale
         if due is not None and not stale:
             return self._execute(due, now_ns)
-        if self._out_of_inference is not None:
-            self._stop(self._out_of_inference)
+        if self._flight.lost is not None:
+            self._stop(self._flight.lost, due)
             return self._stop_command()
-        reason = "the newest observation is stale" if stale else "no action is due"
+        reason = "the newest observation is stale" if stale else self._lacking()
         if self._executed is not None and self._settings.fallback is Fallback.STOP:
-            self._stop(f"control loop: {reason} at tick {self._tick}, and the fallback is stop.")
+            self._stop(f"control loop at tick {self._tick}: {reason}, and the fallback is stop.", due)
             return self._stop_command()
         if stale:
             self._end_plan(due)
@@ -311,9 +281,15 @@ class ControlLoop:
         self._counters.held += 1
         return Command(CommandKind.HOLD, self._tick, self._hold(self._executed), reason=reason)
 
+    def _lacking(self) -> str:
+        """Return why no action is due at this tick."""
+        if self._flight.request is not None:
+            return f"no answer since tick {self._flight.request.tick}"
+        return "no new observation" if self._starved() else "no action is due"
+
     def _execute(self, due: DueAction, now_ns: int) -> Command:
         self._counters.executed += 1
-        self._counters.tail += self._in_flight is not None and self._overdue(self._in_flight)
+        self._counters.tail += self._flight.overdue(self._tick)
         self._action_age.add((now_ns - due.observed_ns) / NS_PER_MS)
         self._executed, self._executed_tick = due.action, self._tick
         return Command(CommandKind.EXECUTE, self._tick, due.action, due.chunk)
@@ -323,10 +299,14 @@ class ControlLoop:
         self._counters.late_actions += self._buffer.clear() + (due is not None)
         self._stale_tick, self._resuming = self._tick, True
 
-    def _stop(self, reason: str) -> None:
+    def _stop(self, reason: str, due: DueAction | None = None) -> None:
         self._stopped = reason
-        self._counters.dropped_at_stop += self._buffer.clear()
+        self._counters.dropped_at_stop += self._buffer.clear() + (due is not None)
 
     def _stop_command(self) -> Command:
         self._counters.stops += 1
         return Command(CommandKind.STOP, self._tick, reason=self._stopped or "")
+
+
+def _older(observation: Observation, now_ns: int, age_ms: float) -> bool:
+    return now_ns - observation.stamp_ns > age_ms * NS_PER_MS

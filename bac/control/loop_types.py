@@ -35,7 +35,14 @@ class LoopSettings:
         capacity: ticks ahead that actions are kept for.
         observation_age_ms: an older newest observation stops motion (by ``fallback``), ends the plan and is not
             inferred from; None never does.
-        stall_ms: an inference that takes longer, once it is loaded, is given up; None never does.
+        rest_age_ms: a chunk that comes to a robot at rest begins with its first action only while the observation it
+            was made from is not older than this; else it is dropped whole, and another is asked for. The robot has not
+            moved meanwhile, but the world may have. Two seconds is the default: inference slower than that leaves a
+            robot of 10 Hz at rest for longer than a chunk of 16 actions moves it, and within seconds people step into
+            a scene. Give more at 1 Hz and below, where a few ticks use it up; infinity if only the robot moves things.
+        stall_ms: an inference that takes longer, once it is loaded, is given up; None never does. How long it may load
+            is for what loads to bound, as ``ProcessPredictor`` does: meanwhile there is the tail, then the fallback,
+            and ``rest_age_ms`` drops a chunk that was asked for too long before.
         restarts: how often inference that died or stalled is started again; then the chunk's tail is executed, and the
             loop stops.
         jump_ms: a clock that is further behind a tick's time, or before it, has jumped: the loop stops.
@@ -50,6 +57,7 @@ class LoopSettings:
     fallback: Fallback = Fallback.HOLD
     capacity: int = 64
     observation_age_ms: float | None = None
+    rest_age_ms: float = 2000.0
     stall_ms: float | None = None
     restarts: int = 0
     jump_ms: float = 1000.0
@@ -59,7 +67,7 @@ class LoopSettings:
         require_rate(self.rate_hz)
         limits = [each for each in (self.observation_age_ms, self.stall_ms) if each is not None]
         fine = self.replan_ticks >= 1 and self.deadline_ticks >= 0 and self.restarts >= 0
-        if not fine or not all(each > 0 for each in (*limits, self.jump_ms)):
+        if not fine or not all(each > 0 for each in (*limits, self.rest_age_ms, self.jump_ms)):
             raise InvalidInput(
                 sentence(
                     "control loop",
@@ -88,7 +96,9 @@ class Command:
         tick: the tick it is for, and no other.
         action: float[Da], task units, to ``execute`` or ``hold``; else None.
         chunk: number of the chunk an executed action is from.
-        reason: why nothing is executed.
+        reason: why nothing is executed: ``no answer since tick t`` to the request made there, ``no new observation`` to
+            ask about, ``no action is due`` otherwise, as after a refusal; that the newest observation is stale; or why
+            the loop stopped.
     """
 
     kind: CommandKind
@@ -104,6 +114,9 @@ class LoopCounters:
 
     ``requests`` is ``accepted + refused + given_up``, and one more while a request is in flight.
 
+    ``accepted_actions`` is ``executed + late_actions + replaced_actions + kept_actions + cut_actions +
+    overslept_actions + dropped_at_stop`` and what is buffered.
+
     Attributes:
         ticks: ticks with a command.
         skipped: ticks that the loop overslept; their actions were dropped.
@@ -115,10 +128,15 @@ class LoopCounters:
         refused: requests or chunks refused by predictor or guards.
         given_up: requests whose inference died or stalled.
         ignored: answers to requests that had been given up.
-        deadline_misses: chunks that were not there ``deadline_ticks`` after they were asked for.
-        late_actions: actions dropped because their tick was over when they came, or because a tick was stale after
-            they had been asked for.
-        replaced_actions: actions that a newer chunk replaced.
+        deadline_misses: chunks that were not there ``deadline_ticks`` after they were asked for, those given up
+            included. Where that tick was overslept, those that were not finished when it began.
+        accepted_actions: actions of accepted chunks.
+        late_actions: actions dropped because their tick was over when they came, because a tick was stale after they
+            had been asked for, or by ``rest_age_ms``.
+        replaced_actions: actions that a newer chunk replaced, or blended into its own.
+        kept_actions: actions of a chunk that were not needed, for what was committed stayed.
+        cut_actions: actions further ahead than the capacity.
+        overslept_actions: actions dropped because their tick was skipped.
         dropped_at_stop: actions forgotten when the loop stopped.
         refused_observations: older than the one before, or from the future.
         restarts: of inference.
@@ -140,8 +158,12 @@ class LoopCounters:
     given_up: int = 0
     ignored: int = 0
     deadline_misses: int = 0
+    accepted_actions: int = 0
     late_actions: int = 0
     replaced_actions: int = 0
+    kept_actions: int = 0
+    cut_actions: int = 0
+    overslept_actions: int = 0
     dropped_at_stop: int = 0
     refused_observations: int = 0
     restarts: int = 0
@@ -163,7 +185,7 @@ class LoopReport:
         jitter_ms: how late after its tick the loop woke.
         observation_age_ms: of the newest observation, at each tick.
         action_age_ms: of the observation behind each executed action.
-        latency_ms: from asking for a chunk to fetching it, in whole ticks but where polled in between.
+        latency_ms: from asking for a chunk to when it was finished, whenever it was fetched.
         level: schedule that is on, 0 the most accurate.
         in_flight: whether a request is.
         buffered: actions in the buffer.

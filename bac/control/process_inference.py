@@ -5,17 +5,30 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-from bac.control.inference import Predict, Request, answer_of
-from bac.errors import InvalidInput, Unavailable, sentence
+from bac.control.inference import Predict, Request
+from bac.errors import BacError, InvalidInput, Unavailable, sentence
 
 
 class ProcessDied(RuntimeError):
-    """The process of a ``ProcessPredictor`` ended before it was ready, or before it answered."""
+    """The process of a ``ProcessPredictor`` ended, or was ended, before it was ready or before it answered."""
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """What the process sends: that it is ready (none of these), a chunk, why it refused, or what it dies of."""
+
+    actions: Any = None
+    refusal: str | None = None
+    death: str | None = None
+
+
+_UNTOLD = _Reply(death="killed, or crashed outside of Python")
 
 
 class ProcessPredictor:
@@ -27,10 +40,18 @@ class ProcessPredictor:
 
     Args:
         make: called in the process, returns the predictor; picklable.
+        load_s: a process that has not made its predictor after so many seconds of real time is killed, for a control
+            loop waits while it loads. Five minutes is the default: reading weights, compiling and capturing take less,
+            and a file system or a driver that hangs takes for ever.
+
+    Raises:
+        InvalidInput: ``load_s`` is not above 0.
     """
 
-    def __init__(self, make: Callable[[], Predict]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[], Predict], load_s: float = 300.0) -> None:
+        if not load_s > 0:
+            raise InvalidInput(sentence("load_s", expected="more than 0 seconds", got=load_s, mend="correct it"))
+        self._make, self._load_s = make, load_s
         self._starting, self._changing = threading.Lock(), threading.Lock()
         self._process: Any = None
         self._pipe: Connection | None = None
@@ -52,7 +73,7 @@ class ProcessPredictor:
         """Return when the process runs and has made its predictor; best before a loop begins.
 
         Raises:
-            ProcessDied: it ended meanwhile.
+            ProcessDied: it ended meanwhile, or took longer than ``load_s``; the sentence says of what it died.
         """
         self._started()
 
@@ -60,7 +81,7 @@ class ProcessPredictor:
         """Return float[N, Da] as ``Predict`` does.
 
         Raises:
-            ProcessDied: the process ended meanwhile.
+            ProcessDied: the process ended meanwhile; the sentence says of which exception, if it was one.
             BacError: the predictor refused the input, or a later call came while the process loaded.
         """
         with self._changing:
@@ -77,19 +98,18 @@ class ProcessPredictor:
             self._waiting = pipe
             pid = self.pid
         try:
-            pipe.send(request)
-            answer = pipe.recv()
-        except (EOFError, OSError) as error:
-            if self._pipe is pipe:
-                self._ready = False
-            raise ProcessDied(f"inference process {pid} died") from error
+            reply = _exchanged(pipe, request)
         finally:
             with self._changing:
                 if self._waiting is pipe:
                     self._waiting = None
-        if answer.failure is not None:
-            raise InvalidInput(answer.failure)
-        actions: np.ndarray = answer.actions
+        if reply.death is not None:
+            if self._pipe is pipe:
+                self._ready = False
+            raise ProcessDied(f"inference process {pid} died: {reply.death}")
+        if reply.refusal is not None:
+            raise InvalidInput(reply.refusal)
+        actions: np.ndarray = reply.actions
         return actions
 
     def close(self) -> None:
@@ -107,12 +127,13 @@ class ProcessPredictor:
             self._loading = True
             try:
                 pipe = self._pipe = self._spawned()
-                pipe.recv()
-            except (EOFError, OSError) as error:
-                self.close()
-                raise ProcessDied(f"inference process {self.pid} died while it loaded") from error
+                ready = pipe.poll(self._load_s)
+                death = _received(pipe).death if ready else f"killed after {self._load_s:g} s"
             finally:
                 self._loading = False
+            if death is not None:
+                self.close()
+                raise ProcessDied(f"inference process {self.pid} died while it loaded: {death}")
             self._ready = True
             return pipe
 
@@ -125,12 +146,44 @@ class ProcessPredictor:
         return ours
 
 
+def _exchanged(pipe: Connection, request: Request) -> _Reply:
+    try:
+        pipe.send(request)
+    except OSError:
+        return _UNTOLD
+    return _received(pipe)
+
+
+def _received(pipe: Connection) -> _Reply:
+    try:
+        reply: _Reply = pipe.recv()
+    except (EOFError, OSError):
+        return _UNTOLD
+    return reply
+
+
 def _serve(make: Callable[[], Predict], pipe: Connection) -> None:
-    predict = make()
-    pipe.send(True)  # it is ready
-    while True:
-        try:
-            request = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(answer_of(predict, request))
+    try:
+        predict = make()
+        pipe.send(_Reply())
+        while (request := _asked(pipe)) is not None:
+            pipe.send(_served(predict, request))
+    # Whatever ends the process, SystemExit included: who waits for it must learn why, and the process still ends by it.
+    except BaseException as error:
+        pipe.send(_Reply(death=f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _asked(pipe: Connection) -> Request | None:
+    try:
+        request: Request = pipe.recv()
+    except EOFError:
+        return None
+    return request
+
+
+def _served(predict: Predict, request: Request) -> _Reply:
+    try:
+        return _Reply(actions=predict(request))
+    except BacError as refusal:
+        return _Reply(refusal=str(refusal))

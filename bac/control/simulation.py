@@ -56,7 +56,7 @@ class SimulatedInference:
         if self._work is None or self._clock.now_ns() < self._work.ready_ns:
             return None
         work, self._work = self._work, None
-        return answer_of(self._predict, work.request)
+        return answer_of(self._predict, work.request, lambda: work.ready_ns)
 
     def restart(self) -> None:
         """Forget the request and live."""

@@ -140,7 +140,7 @@ def play_wallclock(
     time = MonotonicClock() if clock is None else clock
     with closing(world.make_env()) as env:
         for seed in seeds:
-            with closing(ThreadInference(world.source.predictor(seed), prepare)) as inference:
+            with closing(ThreadInference(world.source.predictor(seed), time, prepare)) as inference:
                 row = _Running(world, env, seed, inference, time)
                 row.loop.start()
                 while not row.done:

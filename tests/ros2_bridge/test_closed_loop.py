@@ -12,7 +12,7 @@ pytest.importorskip("rosbags")
 from studies.realtime_episodes import World, play_virtual
 
 import bac
-from bac.control import Inference, LoopSettings, Predict, SimulatedInference, repeat
+from bac.control import Clock, Inference, LoopSettings, Predict, SimulatedInference, repeat
 from envs.push_t import PushTEnv
 from policies import load_policy
 from policies.realtime import ChunkSource
@@ -42,7 +42,7 @@ def _driven() -> list[float]:
     transport = LocalTransport()
     clock = SteppedClock(transport.changed)
 
-    def simulated(predict: Predict) -> Inference:
+    def simulated(predict: Predict, clock: Clock) -> Inference:
         return SimulatedInference(predict, lambda request: LATENCY_MS, clock)
 
     given: dict[str, Any] = parameter_file(CONFIG / "push_t.yaml")

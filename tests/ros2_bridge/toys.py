@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bac.control import Inference, Predict, Request, SimulatedInference, ThreadInference
+from bac.control import Clock, Inference, Predict, Request, SimulatedInference, ThreadInference
 from bac.control.clock import NS_PER_MS, NS_PER_S
 from ros2_bridge.conversion import header
 from ros2_bridge.messages import MessageTypes
@@ -177,8 +177,8 @@ class Bench:
         self.transport = LocalTransport()
         self.clock = SteppedClock(self.transport.changed)
 
-        def simulated(predict: Predict) -> Inference:
-            return SimulatedInference(predict, latency, self.clock)
+        def simulated(predict: Predict, clock: Clock) -> Inference:
+            return SimulatedInference(predict, latency, clock)
 
         inference = ThreadInference if threaded else simulated
         self.core = PolicyCore(self.transport, self.clock, load or loading(), inference)

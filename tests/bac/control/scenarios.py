@@ -18,6 +18,7 @@ from bac.control import (
     VirtualClock,
 )
 
+MS = 1_000_000
 LENGTH = 6
 STALL, CRASH = float("inf"), float("nan")
 
@@ -52,6 +53,20 @@ class Robot:
         return " ".join(signs[c.kind] + ("" if c.action is None else f"{c.action[0]:g}") for c in self.commands)
 
 
+class Leaping(VirtualClock):
+    """A clock that is somewhere else after the n-th sleep."""
+
+    def __init__(self, sleep: int, by_ms: float) -> None:
+        super().__init__(10_000 * MS)
+        self._left, self._by_ns = sleep, round(by_ms * MS)
+
+    def sleep_until_ns(self, when_ns: int) -> None:
+        super().sleep_until_ns(when_ns)
+        self._left -= 1
+        if self._left == 0:
+            self._now_ns += self._by_ns
+
+
 def latencies(*trace_ms: float) -> Callable[[Request], float]:
     """Return the latency of each request in turn, the last one for all that follow."""
     return lambda request: trace_ms[min(request.number, len(trace_ms) - 1)]
@@ -78,7 +93,14 @@ def numbers(report: LoopReport, *names: str) -> Sequence[int]:
 
 
 def consistent(report: LoopReport) -> bool:
-    """Return whether the counters add up as ``LoopCounters`` says."""
+    """Return whether the counters add up as ``LoopCounters`` says: ticks, requests and actions."""
     c = report.counters
     ended = c.accepted + c.refused + c.given_up + report.in_flight
-    return c.ticks == c.executed + c.held + c.waited + c.stops and c.requests == ended
+    dropped = c.late_actions + c.cut_actions + c.overslept_actions + c.dropped_at_stop
+    actions = c.executed + c.replaced_actions + c.kept_actions + dropped + report.buffered
+    return (
+        c.ticks == c.executed + c.held + c.waited + c.stops
+        and c.requests == ended
+        and c.accepted_actions == actions
+        and c.given_up <= c.deadline_misses <= c.requests
+    )

@@ -6,20 +6,19 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from scenarios import Robot, consistent, latencies, named_actions, numbers, play, settings
+from scenarios import MS, Leaping, Robot, consistent, latencies, named_actions, numbers, play, settings
 
 from bac.control import (
     ControlLoop,
     Degradation,
     Fallback,
+    LoopCounters,
     Observation,
     Request,
     Seam,
     SimulatedInference,
     VirtualClock,
 )
-
-MS = 1_000_000
 
 
 def silent(*gap: int) -> Callable[[int], Observation | None]:
@@ -39,8 +38,8 @@ def test_a_plan_from_before_a_gap_is_never_taken_up_again() -> None:
     assert [command.reason for command in robot.commands[6:10]] == [
         "the newest observation is stale",
         "the newest observation is stale",
-        "no action is due",
-        "no action is due",
+        "no answer since tick 8",
+        "no answer since tick 8",
     ]
     assert numbers(report, "stale", "held", "executed", "late_actions", "dropped_at_stop") == [2, 4, 11, 12, 0]
     assert consistent(report)
@@ -108,6 +107,16 @@ def test_a_clock_that_jumps_back_while_the_loop_is_awake_is_refused_at_once() ->
     bound = "clock: expected a time at most 1000 ms after it was due"
     assert report.stopped == f"{bound}, got -5100.000 ms; start a new loop."
     assert clock.now_ns() == 5_200 * MS
+    assert report.counters == LoopCounters(
+        ticks=4,
+        executed=3,
+        stops=1,
+        requests=1,
+        accepted=1,
+        accepted_actions=6,
+        dropped_at_stop=3,
+        refused_observations=1,
+    )
 
 
 def test_a_clock_that_jumps_back_before_the_first_tick_is_refused_too() -> None:
@@ -129,36 +138,41 @@ def test_a_stale_observation_stops_motion_until_a_fresh_one_comes() -> None:
     assert numbers(report, "stale", "held") == [3, 3]
     robot, report = play(settings(observation_age_ms=150.0, fallback=Fallback.STOP), latencies(0.0), 8, seen=seen)
     assert robot.story() == "0 1 2 !"
-    assert report.stopped == "control loop: the newest observation is stale at tick 3, and the fallback is stop."
-    assert numbers(report, "dropped_at_stop") == [2]
+    assert report.stopped == "control loop at tick 3: the newest observation is stale, and the fallback is stop."
+    # Action 3, due at the tick of the stop, and the two behind it.
+    assert numbers(report, "dropped_at_stop") == [3]
+    assert consistent(report)
 
 
-class Leaping(VirtualClock):
-    """A clock that is somewhere else after the n-th sleep."""
-
-    def __init__(self, sleep: int, by_ms: float) -> None:
-        super().__init__(10_000 * MS)
-        self._left, self._by_ns = sleep, round(by_ms * MS)
-
-    def sleep_until_ns(self, when_ns: int) -> None:
-        super().sleep_until_ns(when_ns)
-        self._left -= 1
-        if self._left == 0:
-            self._now_ns += self._by_ns
-
-
-@pytest.mark.parametrize(("by_ms", "told"), [(5000.0, "+5000.000 ms"), (-500.0, "-500.000 ms")])
-def test_a_clock_that_jumps_is_refused(by_ms: float, told: str) -> None:
+@pytest.mark.parametrize(
+    ("by_ms", "told", "refused"), [(5000.0, "+5000.000 ms", 0), (-500.0, "-500.000 ms", 1)], ids=["ahead", "back"]
+)
+def test_a_clock_that_jumps_is_refused(by_ms: float, told: str, refused: int) -> None:
     robot, report = play(settings(), latencies(0.0), 20, clock=Leaping(5, by_ms))
     assert robot.story() == "0 1 2 3 !"
     bound = "clock: expected a time at most 1000 ms after it was due"
-    assert report.stopped == f"{bound}, got {told}; start a new loop."
-    assert numbers(report, "executed", "stops", "skipped") == [4, 1, 0]
+    assert report.stopped == robot.commands[-1].reason == f"{bound}, got {told}; start a new loop."
+    # Beside the observations of before the jump, one from after a jump back is from the past.
+    assert report.counters == LoopCounters(
+        ticks=5,
+        executed=4,
+        stops=1,
+        requests=1,
+        accepted=1,
+        accepted_actions=6,
+        dropped_at_stop=2,
+        refused_observations=refused,
+    )
+    assert consistent(report)
 
 
-def test_an_overslept_loop_skips_ticks_and_drops_their_actions() -> None:
-    robot, report = play(settings(), latencies(0.0), 8, clock=Leaping(3, 250.0))
-    assert [command.tick for command in robot.commands] == [0, 1, 4, 5, 6, 7]
-    assert robot.story() == "0 1 100 101 102 103"
-    assert numbers(report, "ticks", "skipped", "executed") == [6, 2, 6]
-    assert report.jitter_ms["max"] == 250
+def test_what_comes_after_a_clock_jumped_is_dropped() -> None:
+    robot, report = play(settings(), latencies(0.0, 50.0), 20, clock=Leaping(6, 5000.0))
+    assert robot.story() == "0 1 2 3 4 !"
+    # Action 5 of chunk 0, and chunk 1, which was finished meanwhile: long after its deadline by this clock, but before
+    # the deadline tick began.
+    assert report.counters == LoopCounters(
+        ticks=6, executed=5, stops=1, requests=2, accepted=2, accepted_actions=12, dropped_at_stop=7
+    )
+    assert report.buffered == 0
+    assert consistent(report)

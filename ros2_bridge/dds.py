@@ -28,15 +28,20 @@ from cyclonedds.util import duration
 
 from bac.errors import BacError, InvalidInput, sentence
 from ros2_bridge.dds_types import wire_type
-from ros2_bridge.distributions import GID_BYTES, Distribution, absolute_topic, dds_topic
+from ros2_bridge.distributions import (
+    GID_BYTES,
+    Distribution,
+    absolute_namespace,
+    absolute_topic,
+    dds_topic,
+    require_domain,
+)
 from ros2_bridge.messages import GRAPH_TYPE, MalformedMessage, MessageTypes
 from ros2_bridge.timer import Timer
 from ros2_bridge.transport import STATUS, OnMalformed, OnMessage, Profile
 
 _ANY = ViewState.Any | InstanceState.Any | SampleState.Any
 _BATCH = 64
-_LARGEST_DOMAIN = 232
-"""Beyond it the ports of DDS are no ports."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,13 +68,9 @@ class DdsTransport:
         distro: Distribution | str = Distribution.JAZZY,
         domain: int | None = None,
     ) -> None:
-        self._node, self._namespace = node, namespace
+        self._node, self._namespace = node, absolute_namespace(namespace)
         self.messages = MessageTypes(distro)
-        number = _domain_of_environment() if domain is None else domain
-        if not 0 <= number <= _LARGEST_DOMAIN:
-            raise InvalidInput(
-                sentence("DDS domain", expected=f"0 to {_LARGEST_DOMAIN}", got=number, mend="set ROS_DOMAIN_ID")
-            )
+        number = require_domain(_domain_of_environment() if domain is None else domain)
         # The enclave marks the participant as one of ROS 2.
         self._participant = DomainParticipant(number, Qos(Policy.Userdata(data=b"enclave=/;")))
         self._lock = threading.RLock()

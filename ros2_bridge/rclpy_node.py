@@ -24,6 +24,7 @@ from std_srvs.srv import Trigger
 
 from bac.errors import BacError, Unavailable, sentence
 from ros2_bridge.core import NodeState, PolicyCore
+from ros2_bridge.distributions import absolute_namespace, require_domain
 from ros2_bridge.node_clock import SimulatedTime, SystemClock
 from ros2_bridge.parameters import PARAMETERS, Parameter, ParameterType, Value, key_parameters, read_values
 from ros2_bridge.policy import Load, load
@@ -144,7 +145,14 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         return response
 
 
-def main(given: Mapping[str, Any] | None = None, name: str = "policy_node", namespace: str = "/") -> None:
+def main(
+    given: Mapping[str, Any] | None = None,
+    name: str = "policy_node",
+    namespace: str = "/",
+    *,
+    activate: bool = True,
+    domain: int | None = None,
+) -> None:
     """Spin the node until it is interrupted or ROS shuts down.
 
     Args:
@@ -152,22 +160,27 @@ def main(given: Mapping[str, Any] | None = None, name: str = "policy_node", name
             under ``ros2 run`` and ``ros2 launch``, it waits for its transitions.
         name: of the node.
         namespace: of the node.
+        activate: False: with parameters it only configures itself, and rests until it is activated.
+        domain: DDS domain; None takes ``ROS_DOMAIN_ID``, else 0.
 
     Raises:
-        BacError: a parameter that was given does not fit, or the node could not configure or activate itself.
+        BacError: a parameter that was given does not fit, there is no such domain, or the node could not configure or
+            activate itself.
     """
     checked = read_values(given or {})
+    if domain is not None:
+        require_domain(domain)
     # What was given as a whole number may be a double's; an empty list has no type, and is the default anyway.
     overrides = [RosParameter(key, value=checked[key]) for key in given or {} if checked[key] != []]
     with _until_interrupted() as over:
         # rclpy's handlers would shut ROS down first, and nothing could be sent any more that lets the robot rest.
-        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-        node = PolicyNode(name, namespace=namespace, parameter_overrides=overrides)
+        rclpy.init(domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
+        node = PolicyNode(name, namespace=absolute_namespace(namespace), parameter_overrides=overrides)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         try:
             if given is not None:
-                _bring_up(node, over)
+                _bring_up(node, over, ("configure", "activate") if activate else ("configure",))
             _spin(node, executor, over)
         except ExternalShutdownException:
             pass
@@ -194,8 +207,8 @@ def _until_interrupted() -> Iterator[threading.Event]:
             signal.signal(each, handler)
 
 
-def _bring_up(node: PolicyNode, over: threading.Event) -> None:
-    for transition in ("configure", "activate"):
+def _bring_up(node: PolicyNode, over: threading.Event, transitions: Sequence[str]) -> None:
+    for transition in transitions:
         if over.is_set():
             return
         done = getattr(node, f"trigger_{transition}")()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 pytest.importorskip("rosbags")
 
+import ros2_bridge.__main__ as command_line
 from bac.errors import Unavailable
 from tests.ros2_bridge.fake_rclpy import CONTEXT, SENT, WORK
 from tests.ros2_bridge.rclpy_toys import status, until_action
@@ -33,6 +37,78 @@ def nodes(rclpy_node: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[l
     yield made
     assert signal.getsignal(signal.SIGINT) is before
     assert not CONTEXT.ok()
+
+
+@pytest.fixture
+def toy_file(tmp_path: Path) -> str:
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump({"/**": {"ros__parameters": PARAMETERS}}))
+    return str(path)
+
+
+@pytest.mark.parametrize(("options", "label"), [([], "active"), (["--no-activate"], "inactive")])
+def test_the_command_line_activates_the_node_unless_it_is_told_not_to(
+    nodes: list[Any], toy_file: str, options: list[str], label: str
+) -> None:
+    seen: list[tuple[str, str]] = []
+    WORK.append(lambda: seen.append((nodes[0].label, str(nodes[0].core.state))))
+    command_line.main(["--params", toy_file, "--transport", "rclpy", *options])
+    assert seen == [(label, label)]
+    assert status()["state"] == "finalized"
+
+
+def test_the_command_line_names_node_namespace_and_domain(nodes: list[Any], toy_file: str) -> None:
+    command_line.main(["--params", toy_file, "--domain", "42", "--namespace", "robot/", "--node", "arm"])
+    assert CONTEXT.domain_id == 42
+    assert nodes[0].get_fully_qualified_name() == "/robot/arm"
+
+
+def test_without_a_domain_ros_takes_its_own(nodes: list[Any], toy_file: str) -> None:
+    command_line.main(["--params", toy_file])
+    assert CONTEXT.domain_id is None
+    assert nodes[0].get_fully_qualified_name() == "/policy_node"
+
+
+REFUSED = {
+    "--record": "bag",
+    "--figures": "figures.json",
+    "--ros-distro": "humble",
+}
+
+
+@pytest.mark.parametrize("option", sorted(REFUSED))
+def test_what_only_the_other_transport_does_is_refused(nodes: list[Any], toy_file: str, option: str) -> None:
+    with pytest.raises(SystemExit, match=f"^error: {option}: expected transport dds, got rclpy; "):
+        command_line.main(["--params", toy_file, option, REFUSED[option]])
+    assert nodes == []
+
+
+@pytest.mark.parametrize("domain", ["-1", "233"])
+def test_a_domain_that_is_none_is_refused(nodes: list[Any], toy_file: str, domain: str) -> None:
+    with pytest.raises(SystemExit, match=f"^error: DDS domain: expected 0 to 232, got {domain}; "):
+        command_line.main(["--params", toy_file, f"--domain={domain}"])
+    assert nodes == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_transport_auto_takes_rclpy_where_it_is(
+    nodes: list[Any], toy_file: str, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    over_dds: list[str] = []
+    monkeypatch.setattr(command_line, "_run", lambda options, given: over_dds.append(given["task"]))
+    if not there:
+        monkeypatch.setitem(sys.modules, "rclpy", None)
+    command_line.main(["--params", toy_file, "--transport", "auto"])
+    assert (len(nodes), over_dds) == ((1, []) if there else (0, ["toy"]))
+
+
+def test_a_transport_that_is_not_there_is_refused(
+    nodes: list[Any], toy_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rclpy", None)
+    with pytest.raises(SystemExit, match=r"^error: transport rclpy: expected rclpy, got none; "):
+        command_line.main(["--params", toy_file, "--transport", "rclpy"])
+    assert nodes == []
 
 
 def test_main_configures_itself_when_it_is_given_parameters(rclpy_node: ModuleType, nodes: list[Any]) -> None:

@@ -274,6 +274,8 @@ class _Reader:
                 self._on_message(message, str(sample.sample_info.publication_handle))
             except BacError as refusal:
                 self._on_malformed(str(refusal))
+            except Exception:  # noqa: BLE001 - one thread serves every topic: one callback must not deafen the node
+                _log.exception("%s: a callback failed", self._type_name)
 
     def close(self) -> None:
         """Listen no more."""

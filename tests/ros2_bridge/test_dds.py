@@ -126,6 +126,30 @@ def test_bytes_that_end_too_early_do_not_even_leave(open_dds: Open) -> None:
         publisher.publish_cdr(bytes.fromhex("0001000064000000") + b"abc\0")
 
 
+def test_a_callback_that_fails_is_logged_and_the_next_message_arrives(
+    open_dds: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    robot, node = open_dds("robot"), open_dds("policy_node")
+    inbox = Inbox(node, "words")
+    failed: list[str] = []
+
+    def fail(message: Any, source: str) -> None:
+        failed.append(message.data)
+        raise RuntimeError(f"cannot take {message.data!r}")
+
+    node.subscribe("words", STRING, EVENT, fail, pytest.fail)
+    publisher = _connected(robot, inbox, "words")
+    for text in ("first", "second"):
+        while text not in failed:
+            publisher.publish(_string(robot, text))
+            assert inbox.get().data == text
+    # One thread hands over: when the third is there, what the second raised has been logged.
+    publisher.publish(_string(robot, "third"))
+    assert inbox.get().data == "third"
+    assert "cannot take 'first'" in caplog.text
+    assert "cannot take 'second'" in caplog.text
+
+
 def test_publishers_are_told_apart(open_dds: Open) -> None:
     inbox = Inbox(open_dds("policy_node"), "words")
     sources = []

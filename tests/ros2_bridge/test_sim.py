@@ -185,7 +185,7 @@ def test_the_node_is_looked_for_in_its_namespace(
 ) -> None:
     monkeypatch.setattr(sim, "make_env", lambda task, max_steps: SimpleNamespace(max_steps=1, close=lambda: None))
     monkeypatch.setattr(sim, "open_dds", lambda options: transport)
-    monkeypatch.setattr(Robot, "play", lambda robot, seed, max_steps: transport.profiles.keys())
+    monkeypatch.setattr(Robot, "play", lambda robot, seed, max_steps: None)
     main(["--namespace", namespace])
     assert {f"{node}/status", f"{node}/reset"} <= transport.profiles.keys()
 

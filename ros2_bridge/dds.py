@@ -31,6 +31,7 @@ from ros2_bridge.dds_types import wire_type
 from ros2_bridge.distributions import (
     GID_BYTES,
     Distribution,
+    absolute_name,
     absolute_namespace,
     absolute_topic,
     dds_topic,
@@ -69,6 +70,7 @@ class DdsTransport:
         domain: int | None = None,
     ) -> None:
         self._node, self._namespace = node, absolute_namespace(namespace)
+        self.node_name = absolute_name(node, namespace)
         self.messages = MessageTypes(distro)
         number = require_domain(_domain_of_environment() if domain is None else domain)
         # The enclave marks the participant as one of ROS 2.

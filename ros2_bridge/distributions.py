@@ -65,6 +65,11 @@ def absolute_namespace(namespace: str) -> str:
     return "/" + namespace.strip("/")
 
 
+def absolute_name(node: str, namespace: str) -> str:
+    """Return the fully qualified name of a node: ``/robot1/policy_node``."""
+    return f"{absolute_namespace(namespace).rstrip('/')}/{node}"
+
+
 def absolute_topic(topic: str, namespace: str, node: str) -> str:
     """Resolve a topic name as ROS 2 does.
 
@@ -76,11 +81,10 @@ def absolute_topic(topic: str, namespace: str, node: str) -> str:
     Raises:
         InvalidInput: no such name can exist.
     """
-    root = absolute_namespace(namespace).rstrip("/")
     if topic.startswith("~/"):
-        topic = f"{root}/{node}/{topic[2:]}"
+        topic = f"{absolute_name(node, namespace)}/{topic[2:]}"
     elif not topic.startswith("/"):
-        topic = f"{root}/{topic}"
+        topic = absolute_name(topic, namespace)
     words = topic[1:].split("/")
     if not all(word.replace("_", "a").isalnum() and word.isascii() and not word[0].isdigit() for word in words):
         raise InvalidInput(

@@ -22,7 +22,7 @@ from rclpy.parameter import Parameter as RosParameter
 from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import Trigger
 
-from bac.errors import BacError, Unavailable, sentence
+from bac.errors import BacError, InvalidInput, Unavailable, sentence
 from ros2_bridge.core import NodeState, PolicyCore
 from ros2_bridge.distributions import absolute_namespace, require_domain
 from ros2_bridge.node_clock import SimulatedTime, SystemClock
@@ -60,8 +60,9 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             for each in key_parameters(key):
                 self._declared[each.name] = each
                 self._declare(each)
-        simulated = self.get_parameter("use_sim_time").value
-        self.core = PolicyCore(RclpyTransport(self), SimulatedTime() if simulated else SystemClock(), load)
+        self._simulated = self.get_parameter("use_sim_time").value
+        clock = SimulatedTime() if self._simulated else SystemClock()
+        self.core = PolicyCore(RclpyTransport(self), clock, load)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._reset_service = self.create_service(Trigger, "~/reset", self._on_reset)
 
@@ -121,6 +122,8 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
 
     def _on_set_parameters(self, changes: Sequence[RosParameter]) -> SetParametersResult:
         try:
+            for change in changes:
+                self._require_time(change)
             # All are read first: what is set together takes effect together, or not at all.
             read = [self._read(change) for change in changes if change.name in self._declared]
             for parameter, value in read:
@@ -129,6 +132,13 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         except BacError as refusal:
             return SetParametersResult(successful=False, reason=str(refusal))
         return SetParametersResult(successful=True)
+
+    def _require_time(self, change: RosParameter) -> None:
+        """Refuse another time than the loop was made for: it would go on by the old one, beside stamps of the new."""
+        if change.name == "use_sim_time" and change.value is not self._simulated:
+            mend = "start the node with it"
+            told = sentence("use_sim_time", expected=f"{self._simulated} as at start", got=change.value, mend=mend)
+            raise InvalidInput(told)
 
     def _read(self, change: RosParameter) -> tuple[Parameter, Value]:
         parameter = self._declared[change.name]
@@ -232,7 +242,8 @@ def _descriptor(parameter: Parameter) -> ParameterDescriptor:
         name=parameter.name,
         type=_TYPES[parameter.kind].value,
         description=parameter.description,
-        additional_constraints=f"one of {', '.join(parameter.choices)}" if parameter.choices else "",
+        additional_constraints=parameter.constraints,
+        read_only=parameter.read_only,
     )
     if parameter.kind is ParameterType.INTEGER:
         descriptor.integer_range = [IntegerRange(from_value=int(parameter.low), to_value=int(parameter.high), step=1)]

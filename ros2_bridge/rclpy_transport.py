@@ -33,6 +33,11 @@ class RclpyTransport:
     def __init__(self, node: LifecycleNode) -> None:
         self._node = node
 
+    @property
+    def node_name(self) -> str:
+        """What ROS calls the node, remapped or not."""
+        return str(self._node.get_fully_qualified_name())
+
     def make(self, type_name: str, **fields: Any) -> Any:
         """Return a message; numpy arrays become ``array.array``, which rclpy takes without looking at each value."""
         message_type = _message_type(type_name)

@@ -31,7 +31,7 @@ from envs.errors import EnvError
 from envs.robomimic_tasks import TASKS
 from envs.stage import Env
 from ros2_bridge.__main__ import CONFIG
-from ros2_bridge.distributions import absolute_topic
+from ros2_bridge.distributions import absolute_name
 from ros2_bridge.node_clock import SystemClock
 from ros2_bridge.open_transport import open_dds
 from ros2_bridge.parameters import parameter_file
@@ -287,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             env,
             settings,
             transport,
-            absolute_topic(options.policy_node, options.namespace, options.node),
+            absolute_name(options.policy_node, options.namespace),
             delay_ms=options.delay_ms,
             loss=options.loss,
         )

@@ -62,9 +62,10 @@ def make_node(rclpy_node: ModuleType) -> Iterator[Callable[..., Any]]:
     made = []
     CONTEXT.init(signal_handler_options=SignalHandlerOptions.NO)
 
-    def make(load: Any = None, cli_args: Any = None, parameters: Any = PARAMETERS, **changed: Any) -> Any:
-        overrides = [Parameter(name, value=value) for name, value in (parameters | changed).items()]
-        made.append(rclpy_node.PolicyNode(load=load or loading(), parameter_overrides=overrides, cli_args=cli_args))
+    def make(load: Any = None, cli_args: Any = None, namespace: str = "/", given: Any = None, **changed: Any) -> Any:
+        overrides = [Parameter(name, value=value) for name, value in ((given or PARAMETERS) | changed).items()]
+        options = {"parameter_overrides": overrides, "cli_args": cli_args, "namespace": namespace}
+        made.append(rclpy_node.PolicyNode(load=load or loading(), **options))
         return made[-1]
 
     yield make

@@ -24,7 +24,7 @@ from tests.ros2_bridge.fake_rclpy import (
     RCLError,
     TransitionCallbackReturn,
 )
-from tests.ros2_bridge.rclpy_toys import TYPES, deliver, sense, status
+from tests.ros2_bridge.rclpy_toys import TYPES, deliver, sense, status, until_action
 from tests.ros2_bridge.toys import policy
 
 SUCCESS, FAILURE, ERROR = TransitionCallbackReturn
@@ -54,10 +54,6 @@ def test_transitions_and_what_they_open_and_close(make_node: Callable[..., Any])
     assert node.trigger_cleanup() is SUCCESS
     assert (node.label, status()["state"]) == ("unconfigured", "unconfigured")
     assert BUS["joint_states"] == BUS["place"] == PUBLISHERS["action"] == []
-    assert node.trigger_configure() is SUCCESS
-    assert node.trigger_shutdown() is SUCCESS
-    assert (node.label, status()["state"]) == ("finalized", "finalized")
-    assert node.timers == []
 
 
 def test_a_refused_transition_fails_with_its_sentence_and_is_retried(make_node: Callable[..., Any]) -> None:
@@ -91,6 +87,48 @@ def test_an_error_leads_to_unconfigured_and_the_node_can_be_used_again(make_node
     assert node.errors == ["RuntimeError: CUDA error"]
     broken[0] = False
     assert node.trigger_configure() is SUCCESS
+
+
+@pytest.mark.parametrize(("state", "transition"), [("active", "deactivate"), ("inactive", "cleanup")])
+def test_an_error_lets_the_robot_rest_and_gives_everything_back(
+    make_node: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, state: str, transition: str
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("CUDA error")
+
+    node = make_node(hold="zero", phase_ms=0.0, rate_hz=100.0)
+    _go(node, state)
+    if state == "active":
+        assert list(until_action().data) == [7.0, 0.0]
+    with monkeypatch.context() as patched:
+        patched.setattr(node.core, transition, fail)
+        assert getattr(node, f"trigger_{transition}")() is ERROR
+    assert node.errors == ["RuntimeError: CUDA error"]
+    assert node.label == node.core.state == status()["state"] == "unconfigured"
+    assert BUS["joint_states"] == BUS["place"] == PUBLISHERS["action"] == []
+    assert (node.core.driver, node.core.policy) == (None, None)
+    if state == "active":
+        assert list(SENT["action"][-1].data) == [0.0, 0.0]
+    assert node.trigger_configure() is SUCCESS
+    assert node.trigger_activate() is SUCCESS
+
+
+@pytest.mark.parametrize("state", ["unconfigured", "inactive", "active"])
+def test_the_node_shuts_down_from_every_state(make_node: Callable[..., Any], state: str) -> None:
+    node = make_node(hold="zero", phase_ms=0.0, rate_hz=100.0)
+    _go(node, state)
+    if state == "active":
+        until_action()
+    assert node.trigger_shutdown() is SUCCESS
+    assert node.label == node.core.state == status()["state"] == "finalized"
+    assert node.entities == []
+    assert [list(message.data) for message in SENT["action"][-1:]] == ([[0.0, 0.0]] if state == "active" else [])
+
+
+def _go(node: Any, state: str) -> None:
+    for transition in {"unconfigured": [], "inactive": ["configure"], "active": ["configure", "activate"]}[state]:
+        assert getattr(node, f"trigger_{transition}")() is SUCCESS
+    assert node.label == node.core.state == state
 
 
 def test_messages_become_actions(make_node: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +215,45 @@ def test_parameters_that_do_not_fit_are_not_set(make_node: Callable[..., Any], n
     assert node.get_parameter(name).value == before
 
 
+@pytest.mark.parametrize("simulated", [False, True])
+def test_time_cannot_be_changed_while_the_node_runs(make_node: Callable[..., Any], simulated: bool) -> None:
+    node = make_node(use_sim_time=simulated)
+    other = not simulated
+    (refused,) = node.set_parameters([Parameter("use_sim_time", value=other)])
+    assert not refused.successful
+    assert refused.reason == (f"use_sim_time: expected {simulated} as at start, got {other}; start the node with it.")
+    result = node.set_parameters_atomically([Parameter("seam", value="blend"), Parameter("use_sim_time", value=other)])
+    assert not result.successful
+    assert (node.get_parameter("use_sim_time").value, node.get_parameter("seam").value) == (simulated, "replace")
+    (same,) = node.set_parameters([Parameter("use_sim_time", value=simulated)])
+    assert same.successful
+
+
+def test_the_observation_s_keys_are_those_of_the_start(make_node: Callable[..., Any]) -> None:
+    node = make_node()
+    (refused,) = node.set_parameters([Parameter("observation_keys", value=["camera"])])
+    assert not refused.successful
+    assert refused.reason == "Trying to set a read-only parameter: observation_keys."
+    assert node.get_parameter("observation_keys").value == ["joints", "place"]
+    assert [name for name, each in node.descriptors.items() if each and each.read_only] == ["observation_keys"]
+
+
+def test_parameters_say_when_a_change_takes_effect(make_node: Callable[..., Any]) -> None:
+    node = make_node()
+    told = {name: each.additional_constraints for name, each in node.descriptors.items() if each is not None}
+    assert told["rate_hz"] == "takes effect at the next configure"
+    assert told["seam"] == "one of replace, blend, inpaint; takes effect at the next configure"
+    assert told["observation.joints.topic"] == "takes effect at the next configure"
+    at_once = [name for name in told if "takes effect at the next configure" not in told[name]]
+    assert sorted(at_once) == ["cache", "observation_keys"]
+    node.trigger_configure()
+    node.set_parameters([Parameter("rate_hz", value=20.0)])
+    assert node.core._settings.values["rate_hz"] == 10.0
+    node.trigger_cleanup()
+    node.trigger_configure()
+    assert node.core._settings.values["rate_hz"] == 20.0
+
+
 def test_reset_is_a_trigger(make_node: Callable[..., Any]) -> None:
     node = make_node()
     refused = node.services["~/reset"]()
@@ -189,6 +266,16 @@ def test_reset_is_a_trigger(make_node: Callable[..., Any]) -> None:
     while not done.wait(0.01) and status()["episode"] != 1:
         pass
     assert status()["episode"] == 1
+
+
+def test_diagnostics_come_once_a_second_under_the_node_s_full_name(make_node: Callable[..., Any]) -> None:
+    node = make_node(namespace="/robot")
+    node.trigger_configure()
+    (timer,) = node.timers
+    assert timer.period_s == 1.0
+    timer.callback()
+    (told,) = SENT["/diagnostics"][-1].status
+    assert (told.name, told.hardware_id, told.level) == ("/robot/policy_node", "toy device", b"\0")
 
 
 def test_simulated_time_is_taken_from_the_clock_topic(make_node: Callable[..., Any]) -> None:

@@ -178,6 +178,7 @@ def test_the_graph_names_the_node_and_its_endpoints(open_dds: Open, distro: str,
         if (info.node_name, len(info.reader_gid_seq), len(info.writer_gid_seq)) == ("policy_node", 1, 1):
             break
     assert info.node_namespace == told
+    assert node.node_name == f"{told.rstrip('/')}/policy_node"
     assert len(info.writer_gid_seq[0].data) == GID_BYTES[looking.messages.distro]
     assert bytes(info.writer_gid_seq[0].data[:16]) == writer.entity.get_guid().bytes
     reader.close()

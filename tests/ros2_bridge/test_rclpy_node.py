@@ -131,25 +131,6 @@ def _go(node: Any, state: str) -> None:
     assert node.label == node.core.state == state
 
 
-def test_messages_become_actions(make_node: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    node = make_node(phase_ms=0.0, rate_hz=100.0, deadline_ticks=100)
-    sent = threading.Event()
-    node.trigger_configure()
-    (publisher,) = PUBLISHERS["action"]
-    publish = publisher.publish
-    publisher.publish = lambda message: (publish(message), sent.set())
-    node.trigger_activate()
-    while not sent.wait(0.01):
-        sense()
-    message = SENT["action"][0]
-    assert message.type_name == "std_msgs/msg/Float64MultiArray"
-    assert list(message.data) == [7.0, 0.0]
-    node.trigger_deactivate()
-    count = len(SENT["action"])
-    sense()
-    assert len(SENT["action"]) == count
-
-
 @pytest.mark.parametrize("remapped", [None, ["--ros-args", "-r", "place:=arm/place"]])
 def test_two_publishers_are_refused(make_node: Callable[..., Any], remapped: list[str] | None) -> None:
     node = make_node(cli_args=remapped)

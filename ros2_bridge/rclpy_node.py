@@ -1,7 +1,8 @@
 """The node over rclpy: a managed node (lifecycle) of a robot's ROS 2 distribution.
 
-``set_cache`` is the parameter ``cache``: an ament_python package cannot build a service type of its own, every ROS 2
-tool can set a parameter, it is checked before it takes effect, and a refusal carries its sentence::
+``set_cache`` is the parameter ``cache``: an ament_python package cannot build a service type of its own, those that ROS
+ships mean other things, every tool can set a parameter, it is checked before it takes effect, and a refusal carries its
+sentence::
 
     ros2 param set /policy_node cache bac-s10
 """

@@ -20,6 +20,12 @@ from bac.files import write_whole
 from ros2_bridge.parameters import parameter_file
 
 CONFIG = Path(__file__).parent / "config"
+_WITHOUT_ROS = {
+    "record": "run `ros2 bag record` beside the node",
+    "figures": "record or echo /diagnostics",
+    "ros_distro": "source the distribution that the node is to run in",
+}
+"""Options of transport dds alone, and what takes their place over rclpy."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,15 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         given = parameters(options)
         if _transport(options) == "rclpy":
-            if importlib.util.find_spec("rclpy") is None:
-                mend = "source a ROS 2 distribution, or use --transport dds"
-                raise MissingArtefact(sentence("transport rclpy", expected="rclpy", got="none", mend=mend))
-            from ros2_bridge.rclpy_node import main as run_rclpy
-
-            if options.record:
-                mend = "run `ros2 bag record` beside the node"
-                raise InvalidInput(sentence("--record", expected="transport dds", got="rclpy", mend=mend))
-            run_rclpy(given, options.node, options.namespace)
+            _run_rclpy(options, given)
         else:
             _run(options, given)
     except BacError as refusal:
@@ -55,6 +53,19 @@ def parameters(options: argparse.Namespace) -> dict[str, Any]:
         given[name] = yaml.safe_load(value)
     named = {"task": options.task, "cache": options.cache}
     return given | {name: value for name, value in named.items() if value is not None}
+
+
+def _run_rclpy(options: argparse.Namespace, given: dict[str, Any]) -> None:
+    if importlib.util.find_spec("rclpy") is None:
+        mend = "source a ROS 2 distribution, or use --transport dds"
+        raise MissingArtefact(sentence("transport rclpy", expected="rclpy", got="none", mend=mend))
+    for name, mend in _WITHOUT_ROS.items():
+        if getattr(options, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise InvalidInput(sentence(option, expected="transport dds", got="rclpy", mend=mend))
+    from ros2_bridge.rclpy_node import main as run
+
+    run(given, options.node, options.namespace, activate=options.activate, domain=options.domain)
 
 
 def _run(options: argparse.Namespace, given: dict[str, Any]) -> None:
@@ -100,14 +111,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--params", help="a ROS 2 parameter file in place of the task's")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter")
     parser.add_argument("--transport", choices=("auto", "rclpy", "dds"), default="auto")
-    parser.add_argument("--ros-distro", default="jazzy", help="the robot's, for transport dds: humble, jazzy, kilted")
+    parser.add_argument("--ros-distro", help="the robot's, for transport dds: humble, jazzy (by default), kilted")
     parser.add_argument("--domain", type=int, help="DDS domain; by default ROS_DOMAIN_ID")
     parser.add_argument("--node", default="policy_node", help="the node's name")
     parser.add_argument("--namespace", default="/", help="the node's namespace")
-    parser.add_argument("--record", help="folder of a new MCAP bag with everything in and out")
-    parser.add_argument("--figures", help="JSON file of the counters, and of what each chunk took, written at the end")
+    parser.add_argument("--record", help="with dds: folder of a new MCAP bag, everything in and out")
+    parser.add_argument("--figures", help="with dds: JSON file of the counters, and of what each chunk took")
     parser.add_argument("--replay", help="a bag whose messages are the input, at the pace of their recording")
-    parser.add_argument("--no-activate", dest="activate", action="store_false", help="stay inactive until ~/enable")
+    parser.add_argument(
+        "--no-activate",
+        dest="activate",
+        action="store_false",
+        help="only configure: stay inactive until ~/enable, or over rclpy until `ros2 lifecycle set` activates",
+    )
     return parser
 
 

@@ -220,9 +220,8 @@ class PolicyCore:
         values = self.figures()
         level, told = self._judged()
         device = "" if self._policy is None else self._policy.device
-        message = diagnostics.diagnostics_message(
-            self._transport.make, self._clock.ros_ns(), "policy_node", device, level, told, values
-        )
+        make, name = self._transport.make, self._transport.node_name
+        message = diagnostics.diagnostics_message(make, self._clock.ros_ns(), name, device, level, told, values)
         self._diagnostics.publish(message)
 
     def figures(self) -> dict[str, object]:

@@ -28,15 +28,21 @@ from cyclonedds.util import duration
 
 from bac.errors import BacError, InvalidInput, sentence
 from ros2_bridge.dds_types import wire_type
-from ros2_bridge.distributions import GID_BYTES, Distribution, absolute_topic, dds_topic
+from ros2_bridge.distributions import (
+    GID_BYTES,
+    Distribution,
+    absolute_name,
+    absolute_namespace,
+    absolute_topic,
+    dds_topic,
+    require_domain,
+)
 from ros2_bridge.messages import GRAPH_TYPE, MalformedMessage, MessageTypes
 from ros2_bridge.timer import Timer
 from ros2_bridge.transport import STATUS, OnMalformed, OnMessage, Profile
 
 _ANY = ViewState.Any | InstanceState.Any | SampleState.Any
 _BATCH = 64
-_LARGEST_DOMAIN = 232
-"""Beyond it the ports of DDS are no ports."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,13 +69,10 @@ class DdsTransport:
         distro: Distribution | str = Distribution.JAZZY,
         domain: int | None = None,
     ) -> None:
-        self._node, self._namespace = node, namespace
+        self._node, self._namespace = node, absolute_namespace(namespace)
+        self.node_name = absolute_name(node, namespace)
         self.messages = MessageTypes(distro)
-        number = _domain_of_environment() if domain is None else domain
-        if not 0 <= number <= _LARGEST_DOMAIN:
-            raise InvalidInput(
-                sentence("DDS domain", expected=f"0 to {_LARGEST_DOMAIN}", got=number, mend="set ROS_DOMAIN_ID")
-            )
+        number = require_domain(_domain_of_environment() if domain is None else domain)
         # The enclave marks the participant as one of ROS 2.
         self._participant = DomainParticipant(number, Qos(Policy.Userdata(data=b"enclave=/;")))
         self._lock = threading.RLock()
@@ -273,6 +276,8 @@ class _Reader:
                 self._on_message(message, str(sample.sample_info.publication_handle))
             except BacError as refusal:
                 self._on_malformed(str(refusal))
+            except Exception:  # noqa: BLE001 - one thread serves every topic: one callback must not deafen the node
+                _log.exception("%s: a callback failed", self._type_name)
 
     def close(self) -> None:
         """Listen no more."""

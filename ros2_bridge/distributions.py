@@ -1,4 +1,4 @@
-"""What differs between ROS 2 distributions on the wire, and how names become DDS names."""
+"""What differs between ROS 2 distributions on the wire, how names become DDS names, and which domains there are."""
 
 from __future__ import annotations
 
@@ -43,22 +43,48 @@ def dds_topic(topic: str) -> str:
     return f"rt{topic}"
 
 
+LARGEST_DOMAIN = 232
+"""Beyond it the ports of DDS are no ports."""
+
+
+def require_domain(number: int) -> int:
+    """Return the number of a DDS domain.
+
+    Raises:
+        InvalidInput: there is no such domain.
+    """
+    if not 0 <= number <= LARGEST_DOMAIN:
+        raise InvalidInput(
+            sentence("DDS domain", expected=f"0 to {LARGEST_DOMAIN}", got=number, mend="correct ROS_DOMAIN_ID")
+        )
+    return number
+
+
+def absolute_namespace(namespace: str) -> str:
+    """Return a namespace as ROS 2 has it: ``robot1`` and ``/robot1/`` are ``/robot1``, and none is ``/``."""
+    return "/" + namespace.strip("/")
+
+
+def absolute_name(node: str, namespace: str) -> str:
+    """Return the fully qualified name of a node: ``/robot1/policy_node``."""
+    return f"{absolute_namespace(namespace).rstrip('/')}/{node}"
+
+
 def absolute_topic(topic: str, namespace: str, node: str) -> str:
     """Resolve a topic name as ROS 2 does.
 
     Args:
         topic: ``/absolute``, ``relative``, or ``~/private``.
-        namespace: of the node, ``/`` or ``/robot1``.
+        namespace: of the node, in any form that ``absolute_namespace`` takes.
         node: its name.
 
     Raises:
         InvalidInput: no such name can exist.
     """
-    root = namespace.rstrip("/")
     if topic.startswith("~/"):
-        topic = f"{root}/{node}/{topic[2:]}"
+        topic = f"{absolute_name(node, namespace)}/{topic[2:]}"
     elif not topic.startswith("/"):
-        topic = f"{root}/{topic}"
+        topic = absolute_name(topic, namespace)
     words = topic[1:].split("/")
     if not all(word.replace("_", "a").isalnum() and word.isascii() and not word[0].isdigit() for word in words):
         raise InvalidInput(

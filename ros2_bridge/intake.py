@@ -74,13 +74,13 @@ class Intake:
         return [topic for topic, channel in self._channels.items() if not channel.values]
 
     def receive(self, topic: str, message: Any, source: str) -> None:
-        """Take a message, or refuse and count it; for one thread per topic."""
+        """Take a message, or refuse and count it, whatever is in it; for one thread per topic."""
         channel, epoch = self._channels[topic], self._epoch
         arrived_ns = self._clock.now_ns()
         try:
             when_ns = self._admit(channel, message, source, arrived_ns)
             # Without the lock, for the loop must not wait for a picture to be decoded.
-            values = {each.key: each.read(message, self._observation[each.key]) for each in channel.sources}
+            values = {each.key: _read(each, message, self._observation[each.key]) for each in channel.sources}
         except RefusedMessage as refusal:
             self._refuse(refusal.kind, f"{topic}: {refusal}")
             return
@@ -167,6 +167,18 @@ class _Channel:
         self.loop_ns = -(2**63)
         self.source = ""
         self.heard_ns = -(2**63)
+
+
+def _read(source: KeySource, message: Any, shape: Shape) -> np.ndarray:
+    try:
+        return source.read(message, shape)
+    except RefusedMessage:
+        raise
+    # No message may end the thread that hands messages over, which the whole node listens by.
+    except Exception as error:
+        got = f"{type(error).__name__} {error}"
+        told = sentence(source.type_name, expected="fields that can be read", got=got, mend="fix its publisher")
+        raise RefusedMessage(Refusal.MALFORMED, told) from error
 
 
 def _refusal(kind: Refusal, expected: str, got: str) -> RefusedMessage:

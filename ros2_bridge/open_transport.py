@@ -10,6 +10,7 @@ from typing import Any
 
 from bac.errors import MissingArtefact, sentence
 from ros2_bridge.core import PolicyCore
+from ros2_bridge.distributions import Distribution
 from ros2_bridge.node_clock import NodeClock, SimulatedTime, SystemClock
 from ros2_bridge.standalone import StandaloneNode
 from ros2_bridge.transport import Transport
@@ -47,7 +48,7 @@ def open_node(options: argparse.Namespace, given: Mapping[str, Any], over: Calla
     if options.replay:
         from ros2_bridge.replay import ReplayTransport
 
-        replayed = ReplayTransport(Path(options.replay), options.node, options.namespace, options.ros_distro, over)
+        replayed = ReplayTransport(Path(options.replay), options.node, options.namespace, _distro(options), over)
         clock, transport, begin = replayed.clock, replayed, replayed.start
     else:
         clock, transport = SystemClock(), open_dds(options)
@@ -56,7 +57,7 @@ def open_node(options: argparse.Namespace, given: Mapping[str, Any], over: Calla
     if options.record:
         from ros2_bridge.recording import RecordingTransport
 
-        names = (options.ros_distro, options.node, options.namespace)
+        names = (_distro(options), options.node, options.namespace)
         transport = RecordingTransport(transport, Path(options.record), clock, *names)
     return OpenNode(StandaloneNode(PolicyCore(transport, clock), transport), transport, begin)
 
@@ -74,7 +75,11 @@ def open_dds(options: argparse.Namespace) -> Transport:
         raise MissingArtefact(
             sentence("transport dds", expected="cyclonedds and rosbags", got=str(error), mend=mend)
         ) from error
-    return DdsTransport(options.node, options.namespace, options.ros_distro, options.domain)
+    return DdsTransport(options.node, options.namespace, _distro(options), options.domain)
+
+
+def _distro(options: argparse.Namespace) -> str:
+    return options.ros_distro or Distribution.JAZZY
 
 
 def _nothing() -> None:

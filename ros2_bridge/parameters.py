@@ -39,6 +39,7 @@ class Parameter:
         low, high: range of numbers, both included.
         choices: the only values there are; empty allows all.
         live: may be changed while the node is active; others take effect at the next ``configure``.
+        read_only: is what it was when the node started.
     """
 
     name: str
@@ -49,6 +50,15 @@ class Parameter:
     high: float = math.inf
     choices: tuple[str, ...] = ()
     live: bool = False
+    read_only: bool = False
+
+    @property
+    def constraints(self) -> str:
+        """What type and range do not tell: the choices, and when a change takes effect; empty if there is nothing."""
+        told = [f"one of {', '.join(self.choices)}"] if self.choices else []
+        if not self.live and not self.read_only:
+            told.append("takes effect at the next configure")
+        return "; ".join(told)
 
     def read(self, value: Any) -> Value:
         """Return a value of this parameter's type.
@@ -149,7 +159,13 @@ PARAMETERS: tuple[Parameter, ...] = (
     _double("ahead_ms", 50.0, "How far in the future a stamp may lie: the clocks' disagreement.", 0.0, 1e6),
     _double("stall_ms", 5000.0, "Inference that takes longer is given up.", 1.0, 1e6),
     _integer("restarts", 0, "How often inference that died or stalled is started again.", 0, 1000),
-    _list("observation_keys", "Keys of the policy's observation; each has observation.<key>.* parameters."),
+    Parameter(
+        "observation_keys",
+        [],
+        "Keys of the policy's observation; each has observation.<key>.* parameters.",
+        ParameterType.STRINGS,
+        read_only=True,
+    ),
     _string("output", "array", "What is published: each action, or each chunk with times.", ("array", "trajectory")),
     _string("action_topic", "action", "Topic of the output."),
     _list("action_names", "Joint of each action channel, for output: trajectory."),

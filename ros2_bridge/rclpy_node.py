@@ -1,40 +1,35 @@
-"""The node over rclpy: a managed node (lifecycle) of a robot's ROS 2 distribution. The only file that imports rclpy.
+"""The node over rclpy: a managed node (lifecycle) of a robot's ROS 2 distribution.
 
-``set_cache`` is the parameter ``cache``: an ament_python package cannot build a service type of its own, every ROS 2
-tool can set a parameter, it is checked before it takes effect, and a refusal carries its sentence::
+``set_cache`` is the parameter ``cache``: an ament_python package cannot build a service type of its own, those that ROS
+ships mean other things, every tool can set a parameter, it is checked before it takes effect, and a refusal carries its
+sentence::
 
     ros2 param set /policy_node cache bac-s10
 """
 
 from __future__ import annotations
 
-import array
-import importlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import rclpy
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
-from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter as RosParameter
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.serialization import serialize_message
 from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import Trigger
 
-from bac.errors import BacError, Unavailable, sentence
+from bac.errors import BacError, InvalidInput, Unavailable, sentence
 from ros2_bridge.core import NodeState, PolicyCore
+from ros2_bridge.distributions import absolute_namespace, require_domain
 from ros2_bridge.node_clock import SimulatedTime, SystemClock
 from ros2_bridge.parameters import PARAMETERS, Parameter, ParameterType, Value, key_parameters, read_values
 from ros2_bridge.policy import Load, load
-from ros2_bridge.transport import CONTESTED, Handle, OnMalformed, OnMessage, Profile, Publisher
+from ros2_bridge.rclpy_transport import RclError, RclpyTransport
 
 _TYPES: Mapping[ParameterType, RosParameter.Type] = {
     ParameterType.BOOL: RosParameter.Type.BOOL,
@@ -44,58 +39,8 @@ _TYPES: Mapping[ParameterType, RosParameter.Type] = {
     ParameterType.STRINGS: RosParameter.Type.STRING_ARRAY,
     ParameterType.DOUBLES: RosParameter.Type.DOUBLE_ARRAY,
 }
-_RclError = rclpy_implementation.RCLError
 _LOOK_S = 0.1
 """How often the node looks whether it is to end."""
-_ARRAY_CODES = {"float64": "d", "float32": "f", "uint8": "B", "int8": "b", "uint32": "I", "int32": "i"}
-
-
-class RclpyTransport:
-    """Carries messages by the publishers, subscriptions and timers of an rclpy node.
-
-    Args:
-        node: whose they are; its executor runs the callbacks.
-    """
-
-    name = "rclpy"
-
-    def __init__(self, node: LifecycleNode) -> None:
-        self._node = node
-
-    def make(self, type_name: str, **fields: Any) -> Any:
-        """Return a message; numpy arrays become ``array.array``, which rclpy takes without looking at each value."""
-        message_type = _message_type(type_name)
-        kinds = message_type.get_fields_and_field_types()
-        return message_type(**{name: _field(value, kinds.get(name)) for name, value in fields.items()})
-
-    def serialize(self, type_name: str, message: Any) -> bytes:
-        """Return CDR as rclpy's own type support writes it."""
-        return bytes(serialize_message(message))
-
-    def publisher(self, topic: str, type_name: str, profile: Profile) -> Publisher:
-        """Open a topic for sending."""
-        return _Publisher(self._node, self._node.create_publisher(_message_type(type_name), topic, _qos(profile)))
-
-    def subscribe(
-        self, topic: str, type_name: str, profile: Profile, on_message: OnMessage, on_malformed: OnMalformed
-    ) -> Handle:
-        """Call ``on_message`` from the node's executor; what is malformed, the middleware drops."""
-        node = self._node
-
-        def deliver(message: Any) -> None:
-            # rclpy does not say whose message it is, only how many publishers there are; and counts them by a name that
-            # it does not remap.
-            on_message(message, CONTESTED if node.count_publishers(entity.topic_name) > 1 else "")
-
-        entity = node.create_subscription(_message_type(type_name), topic, deliver, _qos(profile))
-        return _Closing(node.destroy_subscription, entity)
-
-    def every(self, period_s: float, call: Callable[[], None]) -> Handle:
-        """Call this often from the node's executor."""
-        return _Closing(self._node.destroy_timer, self._node.create_timer(period_s, call))
-
-    def close(self) -> None:
-        """Nothing to do: everything belongs to the node."""
 
 
 class PolicyNode(LifecycleNode):  # type: ignore[misc]
@@ -116,8 +61,9 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             for each in key_parameters(key):
                 self._declared[each.name] = each
                 self._declare(each)
-        simulated = self.get_parameter("use_sim_time").value
-        self.core = PolicyCore(RclpyTransport(self), SimulatedTime() if simulated else SystemClock(), load)
+        self._simulated = self.get_parameter("use_sim_time").value
+        clock = SimulatedTime() if self._simulated else SystemClock()
+        self.core = PolicyCore(RclpyTransport(self), clock, load)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._reset_service = self.create_service(Trigger, "~/reset", self._on_reset)
 
@@ -177,6 +123,8 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
 
     def _on_set_parameters(self, changes: Sequence[RosParameter]) -> SetParametersResult:
         try:
+            for change in changes:
+                self._require_time(change)
             # All are read first: what is set together takes effect together, or not at all.
             read = [self._read(change) for change in changes if change.name in self._declared]
             for parameter, value in read:
@@ -185,6 +133,13 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         except BacError as refusal:
             return SetParametersResult(successful=False, reason=str(refusal))
         return SetParametersResult(successful=True)
+
+    def _require_time(self, change: RosParameter) -> None:
+        """Refuse another time than the loop was made for: it would go on by the old one, beside stamps of the new."""
+        if change.name == "use_sim_time" and change.value is not self._simulated:
+            mend = "start the node with it"
+            told = sentence("use_sim_time", expected=f"{self._simulated} as at start", got=change.value, mend=mend)
+            raise InvalidInput(told)
 
     def _read(self, change: RosParameter) -> tuple[Parameter, Value]:
         parameter = self._declared[change.name]
@@ -201,7 +156,14 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         return response
 
 
-def main(given: Mapping[str, Any] | None = None, name: str = "policy_node", namespace: str = "/") -> None:
+def main(
+    given: Mapping[str, Any] | None = None,
+    name: str = "policy_node",
+    namespace: str = "/",
+    *,
+    activate: bool = True,
+    domain: int | None = None,
+) -> None:
     """Spin the node until it is interrupted or ROS shuts down.
 
     Args:
@@ -209,22 +171,27 @@ def main(given: Mapping[str, Any] | None = None, name: str = "policy_node", name
             under ``ros2 run`` and ``ros2 launch``, it waits for its transitions.
         name: of the node.
         namespace: of the node.
+        activate: False: with parameters it only configures itself, and rests until it is activated.
+        domain: DDS domain; None takes ``ROS_DOMAIN_ID``, else 0.
 
     Raises:
-        BacError: a parameter that was given does not fit, or the node could not configure or activate itself.
+        BacError: a parameter that was given does not fit, there is no such domain, or the node could not configure or
+            activate itself.
     """
     checked = read_values(given or {})
+    if domain is not None:
+        require_domain(domain)
     # What was given as a whole number may be a double's; an empty list has no type, and is the default anyway.
     overrides = [RosParameter(key, value=checked[key]) for key in given or {} if checked[key] != []]
     with _until_interrupted() as over:
         # rclpy's handlers would shut ROS down first, and nothing could be sent any more that lets the robot rest.
-        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-        node = PolicyNode(name, namespace=namespace, parameter_overrides=overrides)
+        rclpy.init(domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
+        node = PolicyNode(name, namespace=absolute_namespace(namespace), parameter_overrides=overrides)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         try:
             if given is not None:
-                _bring_up(node, over)
+                _bring_up(node, over, ("configure", "activate") if activate else ("configure",))
             _spin(node, executor, over)
         except ExternalShutdownException:
             pass
@@ -251,8 +218,8 @@ def _until_interrupted() -> Iterator[threading.Event]:
             signal.signal(each, handler)
 
 
-def _bring_up(node: PolicyNode, over: threading.Event) -> None:
-    for transition in ("configure", "activate"):
+def _bring_up(node: PolicyNode, over: threading.Event, transitions: Sequence[str]) -> None:
+    for transition in transitions:
         if over.is_set():
             return
         done = getattr(node, f"trigger_{transition}")()
@@ -266,70 +233,9 @@ def _spin(node: PolicyNode, executor: SingleThreadedExecutor, over: threading.Ev
         try:
             executor.spin_once(timeout_sec=_LOOK_S)
         # A transition that the state does not have is raised here (rclpy issue 1209); the robot is in motion meanwhile.
-        except _RclError as error:
+        except RclError as error:
             node.get_logger().error(str(error))
             over.wait(_LOOK_S)
-
-
-class _Publisher:
-    def __init__(self, node: LifecycleNode, entity: Any) -> None:
-        self._node, self._entity = node, entity
-
-    def publish(self, message: Any) -> None:
-        entity, context = self._entity, self._node.context
-        # Others may shut ROS down, and the node must still end in order.
-        if entity is None or not context.ok():
-            return
-        try:
-            entity.publish(message)
-        except _RclError:
-            if context.ok():
-                raise
-
-    def close(self) -> None:
-        if self._entity is not None:
-            self._node.destroy_publisher(self._entity)
-            self._entity = None
-
-
-class _Closing:
-    """Destroys an entity once."""
-
-    def __init__(self, destroy: Callable[[Any], object], entity: Any) -> None:
-        self._destroy, self._entity = destroy, entity
-
-    def close(self) -> None:
-        if self._entity is not None:
-            self._destroy(self._entity)
-            self._entity = None
-
-
-def _message_type(type_name: str) -> Any:
-    package, kind, name = type_name.split("/")
-    return getattr(importlib.import_module(f"{package}.{kind}"), name)
-
-
-def _field(value: Any, kind: str | None) -> Any:
-    if isinstance(value, np.ndarray):
-        return array.array(_ARRAY_CODES[value.dtype.name], value.tobytes())
-    # A byte of a message is bytes in rclpy.
-    return bytes([value]) if kind == "octet" else value
-
-
-def _qos(profile: Profile) -> QoSProfile:
-    timed: dict[str, Any] = {}
-    if profile.deadline_s is not None:
-        timed["deadline"] = Duration(seconds=profile.deadline_s)
-    if profile.liveliness_s is not None:
-        timed["liveliness"] = LivelinessPolicy.AUTOMATIC
-        timed["liveliness_lease_duration"] = Duration(seconds=profile.liveliness_s)
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST,
-        depth=profile.depth,
-        reliability=ReliabilityPolicy.RELIABLE if profile.reliable else ReliabilityPolicy.BEST_EFFORT,
-        durability=DurabilityPolicy.TRANSIENT_LOCAL if profile.latched else DurabilityPolicy.VOLATILE,
-        **timed,
-    )
 
 
 def _descriptor(parameter: Parameter) -> ParameterDescriptor:
@@ -337,7 +243,8 @@ def _descriptor(parameter: Parameter) -> ParameterDescriptor:
         name=parameter.name,
         type=_TYPES[parameter.kind].value,
         description=parameter.description,
-        additional_constraints=f"one of {', '.join(parameter.choices)}" if parameter.choices else "",
+        additional_constraints=parameter.constraints,
+        read_only=parameter.read_only,
     )
     if parameter.kind is ParameterType.INTEGER:
         descriptor.integer_range = [IntegerRange(from_value=int(parameter.low), to_value=int(parameter.high), step=1)]

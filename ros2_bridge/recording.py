@@ -64,6 +64,11 @@ class RecordingTransport:
         return self._inner.name
 
     @property
+    def node_name(self) -> str:
+        """That of the inner one."""
+        return self._inner.node_name
+
+    @property
     def figures(self) -> Mapping[str, object]:
         """Messages recorded, left out, and why it failed, for diagnostics."""
         recorder = self._recorder

@@ -15,7 +15,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.rosbag2.errors import ReaderError
 
 from bac.errors import CorruptArtefact, MissingArtefact, sentence
-from ros2_bridge.distributions import Distribution, absolute_topic
+from ros2_bridge.distributions import Distribution, absolute_name, absolute_topic
 from ros2_bridge.messages import MalformedMessage, MessageTypes
 from ros2_bridge.node_clock import SystemClock
 from ros2_bridge.timer import Timer
@@ -50,6 +50,7 @@ class ReplayTransport:
         if not folder.exists():
             raise MissingArtefact(sentence("replay", expected=f"a bag {folder}", got="none", mend="check the path"))
         self._node, self._namespace, self._over = node, namespace, over
+        self.node_name = absolute_name(node, namespace)
         self.messages = MessageTypes(distro)
         self._lock = threading.Lock()
         self._listeners: dict[str, list[tuple[str, OnMessage, OnMalformed]]] = defaultdict(list)

@@ -31,6 +31,7 @@ from envs.errors import EnvError
 from envs.robomimic_tasks import TASKS
 from envs.stage import Env
 from ros2_bridge.__main__ import CONFIG
+from ros2_bridge.distributions import absolute_name
 from ros2_bridge.node_clock import SystemClock
 from ros2_bridge.open_transport import open_dds
 from ros2_bridge.parameters import parameter_file
@@ -286,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             env,
             settings,
             transport,
-            f"{options.namespace.rstrip('/')}/{options.policy_node}",
+            absolute_name(options.policy_node, options.namespace),
             delay_ms=options.delay_ms,
             loss=options.loss,
         )
@@ -317,7 +318,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--loss", type=float, default=0.0, help="share of the sensors' messages that is lost")
     parser.add_argument("--output", help="JSON file of the episodes")
     parser.add_argument("--domain", type=int)
-    parser.add_argument("--ros-distro", default="jazzy")
+    parser.add_argument("--ros-distro", help="humble, jazzy (by default), kilted")
     parser.add_argument("--node", default="robot")
     parser.add_argument("--namespace", default="/")
     parser.add_argument("--policy-node", default="policy_node")

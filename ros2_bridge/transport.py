@@ -74,6 +74,10 @@ class Transport(Protocol):
     def name(self) -> str:
         """``dds``, ``rclpy`` or ``replay``."""
 
+    @property
+    def node_name(self) -> str:
+        """Fully qualified name of the node: ``/robot1/policy_node``."""
+
     def make(self, type_name: str, **fields: Any) -> Any:
         """Return a message; fields that are not given have the type's default."""
 

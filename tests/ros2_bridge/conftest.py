@@ -10,11 +10,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from tests.ros2_bridge.toys import Bench
+from tests.ros2_bridge import fake_rclpy
+from tests.ros2_bridge.fake_rclpy import CONTEXT, Parameter, SignalHandlerOptions
+from tests.ros2_bridge.toys import PARAMETERS, Bench, loading
 
 ROOT = Path(__file__).parents[2]
 LOOPBACK = """
@@ -26,6 +29,7 @@ LOOPBACK = """
     <Peers><Peer Address="127.0.0.1"/></Peers></Discovery>
 </Domain></CycloneDDS>"""
 _DOMAINS = 232
+_ROS_DOMAINS = 101
 _used = count()
 
 
@@ -44,16 +48,60 @@ def bench() -> Iterator[Callable[..., Bench]]:
 
 
 @pytest.fixture
+def rclpy_node(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module of the managed node, over the stand-in of rclpy."""
+    fake_rclpy.install(monkeypatch)
+    import ros2_bridge.rclpy_node
+
+    return ros2_bridge.rclpy_node
+
+
+@pytest.fixture
+def make_node(rclpy_node: ModuleType) -> Iterator[Callable[..., Any]]:
+    """Makes managed nodes over the toys' policy, shut down at the end."""
+    made = []
+    CONTEXT.init(signal_handler_options=SignalHandlerOptions.NO)
+
+    def make(load: Any = None, cli_args: Any = None, namespace: str = "/", given: Any = None, **changed: Any) -> Any:
+        overrides = [Parameter(name, value=value) for name, value in ((given or PARAMETERS) | changed).items()]
+        options = {"parameter_overrides": overrides, "cli_args": cli_args, "namespace": namespace}
+        made.append(rclpy_node.PolicyNode(load=load or loading(), **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.core.shutdown()
+        each.destroy_node()
+    CONTEXT.try_shutdown()
+
+
+@pytest.fixture
 def domain(monkeypatch: pytest.MonkeyPatch) -> int:
     """A DDS domain that no other test of this run uses at the same time, random per run; loopback only."""
     pytest.importorskip("cyclonedds")
-    run = zlib.crc32(os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid())).encode())
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    number = 1 + (run + worker + workers * next(_used)) % _DOMAINS
+    number = _own_domain(_DOMAINS)
     monkeypatch.setenv("CYCLONEDDS_URI", LOOPBACK)
     monkeypatch.setenv("ROS_DOMAIN_ID", str(number))
     return number
+
+
+@pytest.fixture
+def ros_domain(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The same for a ROS distribution, whatever its middleware; of the domains that have no ephemeral ports."""
+    number = _own_domain(_ROS_DOMAINS)
+    monkeypatch.delenv("CYCLONEDDS_URI", raising=False)
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(number))
+    # Up to Humble the first, then the second.
+    monkeypatch.setenv("ROS_LOCALHOST_ONLY", "1")
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    return number
+
+
+def _own_domain(domains: int) -> int:
+    run = zlib.crc32(os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid())).encode())
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return 1 + (run + worker + workers * next(_used)) % domains
 
 
 @pytest.fixture

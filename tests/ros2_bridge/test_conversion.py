@@ -1,6 +1,8 @@
 """Messages to observation values and back; what must not be taken is refused with its kind."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -92,9 +94,19 @@ def test_png_is_exact_and_jpeg_is_near() -> None:
     np.testing.assert_allclose(conversion.compressed_image(_compressed("JPEG"), 2, 3), expected, atol=8)
 
 
+def _with_an_empty_profile() -> object:
+    """A PNG with a colour profile without a byte behind its pixels, over which Pillow raises an IndexError."""
+    whole = bytes(_compressed("PNG").data)  # type: ignore[attr-defined]
+    end, kind = whole.index(b"IEND") - 4, b"iCCP"
+    chunk = struct.pack(">I", 0) + kind + struct.pack(">I", zlib.crc32(kind))
+    data = np.frombuffer(whole[:end] + chunk + whole[end:], np.uint8)
+    return TYPES.make("sensor_msgs/msg/CompressedImage", format="png", data=data)
+
+
 @pytest.mark.parametrize(
     ("message", "kind"),
     [
+        (_with_an_empty_profile(), Refusal.ENCODING),
         (_compressed("PNG", (4, 2)), Refusal.SIZE),
         (_compressed("PNG", cut=40), Refusal.ENCODING),
         (_compressed("PNG", cut=8), Refusal.ENCODING),

@@ -1,6 +1,8 @@
 """The node on a clock that the test moves: transitions, topics, what it tells, and what it refuses."""
 
+import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from bac.control import Request
 from bac.errors import InvalidInput, Mismatch, MissingArtefact
+from ros2_bridge import driver
 from ros2_bridge.conversion import header
 from ros2_bridge.core import NodeState
 from ros2_bridge.diagnostics import read_diagnostics
@@ -158,8 +161,37 @@ def test_diagnostics_have_what_an_engineer_asks_for(bench: MakeBench) -> None:
         "received",
         "sent",
     }
-    assert node.transport.sent["/diagnostics"][-1].status[0].hardware_id == "toy device"
+    (status,) = node.transport.sent["/diagnostics"][-1].status
+    assert (status.name, status.hardware_id) == ("/robot/policy_node", "toy device")
     assert told["sent"] == str(len(node.actions()))
+
+
+def test_diagnostics_come_once_a_second_with_latency_and_age_as_they_were(
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunk n takes n times 10 ms by the driver's watch; each observation is 10 ms older, and waits 50 for its tick."""
+    watch = itertools.accumulate(n // 2 * 10_000_000 for n in itertools.count(1))
+    monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic_ns=lambda: next(watch)))
+    node = bench(latency=lambda request: 40.0)
+    assert node.transport.periods_s == [1.0]
+    node.drive(phase_ms=50.0, replan_ticks=1)
+    for age_ms in (30.0, 40.0, 50.0, 60.0, 70.0):
+        node.sense(age_ms=age_ms)
+        node.clock.await_sleep()
+        node.clock.advance_ms(50)
+        node.clock.await_sleep()
+        node.clock.advance_ms(50)
+    # The fifth chunk is asked for and not computed yet.
+    (publish,) = node.transport.timers
+    publish()
+    told = read_diagnostics(node.transport.sent["/diagnostics"][-1])
+    spread = {name: told[name] for name in told if name.startswith(("latency_p", "observation_age_"))}
+    assert spread == {
+        "latency_p50_ms": "25.000",
+        "latency_p99_ms": "39.700",
+        "observation_age_p50_ms": "100.000",
+        "observation_age_p99_ms": "119.600",
+    }
 
 
 def test_control_topics_do_what_services_would(bench: MakeBench) -> None:

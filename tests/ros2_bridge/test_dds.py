@@ -33,8 +33,8 @@ Open = Callable[..., DdsTransport]
 def open_dds(domain: int) -> Iterator[Open]:
     opened: list[DdsTransport] = []
 
-    def begin(node: str, distro: str = "jazzy") -> DdsTransport:
-        opened.append(DdsTransport(node, distro=distro, domain=domain))
+    def begin(node: str, distro: str = "jazzy", namespace: str = "/") -> DdsTransport:
+        opened.append(DdsTransport(node, namespace, distro, domain))
         return opened[-1]
 
     yield begin
@@ -126,6 +126,30 @@ def test_bytes_that_end_too_early_do_not_even_leave(open_dds: Open) -> None:
         publisher.publish_cdr(bytes.fromhex("0001000064000000") + b"abc\0")
 
 
+def test_a_callback_that_fails_is_logged_and_the_next_message_arrives(
+    open_dds: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    robot, node = open_dds("robot"), open_dds("policy_node")
+    inbox = Inbox(node, "words")
+    failed: list[str] = []
+
+    def fail(message: Any, source: str) -> None:
+        failed.append(message.data)
+        raise RuntimeError(f"cannot take {message.data!r}")
+
+    node.subscribe("words", STRING, EVENT, fail, pytest.fail)
+    publisher = _connected(robot, inbox, "words")
+    for text in ("first", "second"):
+        while text not in failed:
+            publisher.publish(_string(robot, text))
+            assert inbox.get().data == text
+    # One thread hands over: when the third is there, what the second raised has been logged.
+    publisher.publish(_string(robot, "third"))
+    assert inbox.get().data == "third"
+    assert "cannot take 'first'" in caplog.text
+    assert "cannot take 'second'" in caplog.text
+
+
 def test_publishers_are_told_apart(open_dds: Open) -> None:
     inbox = Inbox(open_dds("policy_node"), "words")
     sources = []
@@ -138,10 +162,12 @@ def test_publishers_are_told_apart(open_dds: Open) -> None:
     assert len(set(sources)) == 3
 
 
-@pytest.mark.parametrize("distro", ["humble", "jazzy"])
-def test_the_graph_names_the_node_and_its_endpoints(open_dds: Open, distro: str) -> None:
+@pytest.mark.parametrize(
+    ("distro", "namespace", "told"), [("humble", "/", "/"), ("jazzy", "/", "/"), ("jazzy", "robot/", "/robot")]
+)
+def test_the_graph_names_the_node_and_its_endpoints(open_dds: Open, distro: str, namespace: str, told: str) -> None:
     """What ``ros2 node list`` and ``ros2 node info`` are made from."""
-    node = open_dds("policy_node", distro)
+    node = open_dds("policy_node", distro, namespace)
     node.subscribe("words", STRING, SENSOR, lambda message, source: None, lambda told: None)
     writer = node.publisher("action", "std_msgs/msg/Float64MultiArray", COMMAND)
     looking = open_dds("looking", distro)
@@ -151,7 +177,8 @@ def test_the_graph_names_the_node_and_its_endpoints(open_dds: Open, distro: str)
         (info,) = seen.get(timeout=PATIENCE_S).node_entities_info_seq
         if (info.node_name, len(info.reader_gid_seq), len(info.writer_gid_seq)) == ("policy_node", 1, 1):
             break
-    assert info.node_namespace == "/"
+    assert info.node_namespace == told
+    assert node.node_name == f"{told.rstrip('/')}/policy_node"
     assert len(info.writer_gid_seq[0].data) == GID_BYTES[looking.messages.distro]
     assert bytes(info.writer_gid_seq[0].data[:16]) == writer.entity.get_guid().bytes
     reader.close()

@@ -35,6 +35,12 @@ class Table:
     def place(self, source: str = "robot", **given: Any) -> None:
         self.intake.receive("place", self.bench.place(**given), source)
 
+    def unreadable(self) -> None:
+        """Of a type that has been read wrongly by the middleware, or that no test thought of."""
+        message = self.bench.joints()
+        message.position = message.name
+        self.intake.receive("joint_states", message, "robot")
+
     def x(self) -> float | None:
         frame = self.intake.frame()
         return None if frame is None else float(frame.values["place"][0])
@@ -85,6 +91,7 @@ REFUSED: dict[str, Refused] = {
     "contested": (lambda table: table.place(CONTESTED, x=9.0), Refusal.SECOND_PUBLISHER),
     "not finite": (lambda table: table.place(x=np.nan), Refusal.NOT_FINITE),
     "names": (lambda table: table.joints(names=("shoulder",)), Refusal.NAMES),
+    "unreadable": (lambda table: table.unreadable(), Refusal.MALFORMED),
     "malformed": (lambda table: table.intake.malformed("place", "no message"), Refusal.MALFORMED),
 }
 

@@ -203,6 +203,9 @@ def test_names_are_mangled_as_ros_does() -> None:
         ("a", "/", "/a"),
         ("~/status", "/", "/node/status"),
         ("~/status", "/robot", "/robot/node/status"),
+        ("a", "", "/a"),
+        ("a", "robot", "/robot/a"),
+        ("~/status", "robot/arm/", "/robot/arm/node/status"),
     ],
 )
 def test_topics_are_resolved_as_ros_does(topic: str, namespace: str, resolved: str) -> None:

@@ -36,7 +36,7 @@ def test_the_manifest_names_every_ros_package_that_is_imported_or_published() ->
     assert manifest.findtext("export/build_type") == "ament_python"
     declared = {each.text for each in manifest.findall("exec_depend")}
     used = {"lifecycle_msgs", "rosgraph_msgs", "trajectory_msgs", "diagnostic_msgs", "geometry_msgs", "sensor_msgs"}
-    for path in [PACKAGE / "rclpy_node.py", *PACKAGE.glob("launch/*.py")]:
+    for path in [*PACKAGE.glob("rclpy_*.py"), *PACKAGE.glob("launch/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 used |= {alias.name.split(".")[0] for alias in node.names}

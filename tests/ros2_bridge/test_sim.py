@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -13,6 +14,7 @@ pytest.importorskip("rosbags")
 pytest.importorskip("gymnasium")
 
 from bac.errors import InvalidInput
+from ros2_bridge import sim
 from ros2_bridge.conversion import action_message, trajectory_message
 from ros2_bridge.settings import NodeSettings
 from ros2_bridge.sim import Robot, main, make_env
@@ -173,6 +175,19 @@ def test_delayed_messages_leave_later_and_all_of_them(transport: LocalTransport)
 def test_sensors_that_make_no_sense_are_refused(transport: LocalTransport, given: dict[str, float]) -> None:
     with pytest.raises(InvalidInput, match="sensors"):
         Robot(Track(), NodeSettings.read(PARAMETERS), transport, **given)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "node"), [("/", "/policy_node"), ("robot", "/robot/policy_node"), ("/robot/", "/robot/policy_node")]
+)
+def test_the_node_is_looked_for_in_its_namespace(
+    transport: LocalTransport, monkeypatch: pytest.MonkeyPatch, namespace: str, node: str
+) -> None:
+    monkeypatch.setattr(sim, "make_env", lambda task, max_steps: SimpleNamespace(max_steps=1, close=lambda: None))
+    monkeypatch.setattr(sim, "open_dds", lambda options: transport)
+    monkeypatch.setattr(Robot, "play", lambda robot, seed, max_steps: None)
+    main(["--namespace", namespace])
+    assert {f"{node}/status", f"{node}/reset"} <= transport.profiles.keys()
 
 
 def test_tasks_without_an_environment_are_refused() -> None:

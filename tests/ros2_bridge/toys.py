@@ -66,6 +66,7 @@ class LocalTransport:
     """Delivers within the calling thread; keeps what was published."""
 
     name = "local"
+    node_name = "/robot/policy_node"
 
     def __init__(self) -> None:
         self.types = MessageTypes("jazzy")
@@ -74,6 +75,7 @@ class LocalTransport:
         self.sent: dict[str, list[Any]] = defaultdict(list)
         self.listeners: dict[str, tuple[Any, Any]] = {}
         self.timers: list[Callable[[], None]] = []
+        self.periods_s: list[float] = []
         self.closed: list[str] = []
         self.on_publish: Callable[[str, Any], object] = lambda topic, message: None
         self.changed = threading.Condition()
@@ -109,6 +111,7 @@ class LocalTransport:
     def every(self, period_s: float, call: Callable[[], None]) -> Any:
         timers = self.timers
         timers.append(call)
+        self.periods_s.append(period_s)
 
         class Handle:
             def close(self) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,26 +64,32 @@ def test_the_bank_holds_the_family_and_what_it_takes_here(banked: Path) -> None:
 
 
 def test_a_budget_is_kept_exceeded_or_beyond_the_bank(banked: Path) -> None:
+    (path,) = (banked / "run" / "bank" / "devices").iterdir()
+    few = path.read_text()
+    told = run(banked, "latency_budget", *CHECKPOINT, "budget_ms=60000", "calls=100", status=1)
+    assert told.startswith("error: device profile: expected at least 100 timed calls of each schedule, for fewer have")
+    assert told.endswith("; run scripts/latency_budget.py measure=true on this device.\n")
+    document = json.loads(few)
+    document["latency"] = {name: {"p50_ms": 1.0, "p99_ms": 2.0, "calls": 100} for name in document["latency"]}
+    measured = json.dumps(document)
+    path.write_text(measured)
     kept = run(banked, "latency_budget", *CHECKPOINT, "budget_ms=60000", "calls=100", "warmup=1")
     assert "ddpm-10/none (action error 0.0000), 100 chunks on" in kept
     assert "latency budget kept: p99" in kept
     assert results(banked, "latency_budget")["verdict"]["kept"] is True
     told = run(banked, "latency_budget", *CHECKPOINT, "budget_ms=0.0001", "calls=100", status=1)
     assert told.startswith("error: schedule bank: expected a schedule within 0.0001 ms on")
-    (path,) = (banked / "run" / "bank" / "devices").iterdir()
-    measured = path.read_text()
-    document = json.loads(measured)
     for each in document["latency"].values():
         each.update(p50_ms=1e-5, p99_ms=1e-5)
     path.write_text(json.dumps(document))
     told = run(banked, "latency_budget", *CHECKPOINT, "budget_ms=0.0001", "calls=100", "warmup=0", status=1)
     assert "latency budget exceeded: p99" in told
     assert results(banked, "latency_budget")["verdict"]["kept"] is False
-    path.write_text(json.dumps(document | {"device": "another"}))
+    path.write_text(measured.replace(f'"torch": "{document["versions"]["torch"]}"', '"torch": "1.0"'))
     foreign = run(banked, "latency_budget", *CHECKPOINT, "budget_ms=60000", "calls=100", status=1)
-    path.write_text(measured)
+    path.write_text(few)
     assert foreign.startswith("error: device profile: expected one of ")
-    assert "got another, " in foreign
+    assert foreign.endswith(", torch 1.0; run scripts/latency_budget.py measure=true on this device.\n")
 
 
 SIMULATORS = ["gymnasium", "gym_pusht", "pymunk", "h5py", "robomimic", "mujoco"]
@@ -96,7 +103,7 @@ def run_on_a_robot(
         "runpy.run_path(sys.argv.pop(1), run_name='__main__')"
     )
     command = [sys.executable, "-c", program, str(SCRIPTS / f"{script}.py")]
-    environment = os.environ | {"PYTHONPATH": str(SCRIPTS)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (SCRIPTS, SCRIPTS.parent)))}
     return subprocess.run(
         [*command, *overrides], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
@@ -104,8 +111,14 @@ def run_on_a_robot(
 
 def test_a_robot_without_zarr_or_simulator_times_the_bank_that_it_was_given(banked: Path) -> None:
     shutil.copytree(banked / "run", banked / "robot", ignore=shutil.ignore_patterns("devices", "profiles"))
+    path = banked / "robot" / "bank" / "bank.json"
+    bank = ScheduleBank.load(path)
+    replace(bank, entries=(bank.entries[0], bank.entries[-1])).save(path)  # two are timed sooner than six
     checkpoint = "checkpoint=robot/checkpoint.safetensors"
-    given = [checkpoint, "threads=1", "executor=eager", "budget_ms=60000", "calls=100", "warmup=1", "measure_calls=3"]
+    given = [checkpoint, "threads=1", "executor=eager", "budget_ms=60000", "calls=100", "warmup=1"]
+    told = run_on_a_robot(banked, "latency_budget", *given, "measure_calls=99").stderr
+    assert told.startswith("error: measure_calls: expected at least 100, for fewer have no 99th percentile, got 99; ")
+    given.append("measure_calls=100")
     first = run_on_a_robot(banked, "latency_budget", *given)
     assert first.returncode == 0, first.stderr
     (path,) = (banked / "robot" / "bank" / "devices").iterdir()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bac.control.latency_budget import FEWEST_CALLS
+from bac.errors import InvalidInput, sentence
 from configs.schema import ExecutorConfig, TaskConfig
 
 
@@ -16,7 +18,7 @@ class LatencyBudgetConfig:
         budget_ms: what a chunk may take at the 99th percentile, milliseconds.
         rate_hz: chunks begin so often; null lets one follow the other.
         measure: time the bank's schedules on this device anew; what was not timed here yet is timed in any case.
-        measure_calls: timed calls of each.
+        measure_calls: timed calls of each, at least 100.
         calls: timed chunks, at least 100.
         warmup: untimed chunks before them.
         device: ``cpu`` or ``cuda``.
@@ -34,3 +36,10 @@ class LatencyBudgetConfig:
     warmup: int
     device: str
     threads: int | None
+
+    def __post_init__(self) -> None:
+        if self.measure_calls < FEWEST_CALLS:
+            expected = f"at least {FEWEST_CALLS}, for fewer have no 99th percentile"
+            raise InvalidInput(
+                sentence("measure_calls", expected=expected, got=self.measure_calls, mend="time more calls")
+            )

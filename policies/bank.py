@@ -13,6 +13,7 @@ import torch
 import bac
 from bac.acceleration import select_for
 from bac.control.schedule_bank import BankEntry, DeviceProfile, Measured, ScheduleBank
+from bac.errors import TooLarge, sentence
 from bac.executors import ChunkNoise, ExecutorKind, Selection, WeightType
 from bac.methods import Method, full_schedule
 from bac.plan import schedule_cost
@@ -147,6 +148,32 @@ def measure_bank(
     )
 
 
+def load_device_profile(folder: Path, device: torch.device, executor: Selection) -> DeviceProfile:
+    """Return what the schedules of the bank in ``folder`` take on this device, as it was measured.
+
+    Raises:
+        MissingArtefact: they were not timed here.
+        CorruptArtefact: not a device profile.
+        Mismatch: what is kept under this device's name was measured on another, or under another version of torch.
+    """
+    kept = DeviceProfile.load(device_path(folder, device, executor))
+    about = run_provenance(device, {})
+    kept.require(about["device"], about["threads"], executor.kind, executor.weights, about["versions"]["torch"])
+    return kept
+
+
+def load_member(policy: DiffusionPolicy, folder: Path, entry: BankEntry) -> Member:
+    """Return the schedule of an entry of the bank in ``folder``, with its sampler.
+
+    Raises:
+        MissingArtefact: the schedule's file is gone.
+        CorruptArtefact: it is none.
+    """
+    sampler = sampler_named(policy.spec.process, entry.sampler)
+    label = entry.name.removeprefix(f"{sampler.name}/")
+    return Member(CacheSchedule.load(folder / entry.schedule), sampler, label)
+
+
 def load_entry(policy: DiffusionPolicy, folder: Path, entry: BankEntry, kind: str, weights: str) -> DiffusionPolicy:
     """Return the policy as an entry of the bank in ``folder`` has it.
 
@@ -154,9 +181,31 @@ def load_entry(policy: DiffusionPolicy, folder: Path, entry: BankEntry, kind: st
         MissingArtefact: the schedule's file is gone.
         Mismatch: it is for another checkpoint or sampler.
     """
-    schedule = CacheSchedule.load(folder / entry.schedule)
-    sampler = sampler_named(policy.spec.process, entry.sampler)
-    return accelerated(policy, Member(schedule, sampler, entry.name), kind, weights)
+    return accelerated(policy, load_member(policy, folder, entry), kind, weights)
+
+
+def load_candidates(
+    policy: DiffusionPolicy, folder: Path, bank: ScheduleBank, executor: Selection
+) -> Iterator[tuple[str, DiffusionPolicy]]:
+    """Yield name and policy of every entry of the bank in ``folder``, to be timed.
+
+    Raises:
+        MissingArtefact: a schedule's file is gone.
+        Mismatch: one is for another checkpoint or sampler.
+        TooLarge: the executor cannot hold one of them, and a bank is timed as a whole.
+    """
+    for entry in bank.entries:
+        try:
+            yield entry.name, load_entry(policy, folder, entry, executor.kind, executor.weights)
+        except TooLarge as error:
+            raise TooLarge(
+                sentence(
+                    "schedule bank",
+                    expected=f"an executor that holds each of its schedules, {entry.name} among them",
+                    got=executor.kind,
+                    mend="use executor=compiled, or make a bank on a sampler of fewer steps with scripts/calibrate.py",
+                )
+            ) from error
 
 
 def _full(policy: DiffusionPolicy) -> CacheSchedule:

@@ -166,27 +166,21 @@ def _from_bank(policy: DiffusionPolicy, settings: NodeSettings) -> dict[str, _Bu
     """Return the bank's entries within the budget: the most accurate, and two to switch to, each faster.
 
     Raises:
-        Mismatch: what is kept under this device's name was measured on another.
+        Mismatch: what is kept under this device's name was measured on another, or under another version of torch.
     """
-    from bac.control import DeviceProfile, ScheduleBank
+    from bac.control import ScheduleBank
     from bac.executors import select
-    from bac.results import run_provenance
-    from bac.schedule import CacheSchedule
-    from policies.bank import BANK_FILE, device_path, load_entry
+    from policies.bank import BANK_FILE, accelerated, load_device_profile, load_member
     from policies.loading import bank_folder
 
     home: Path = bank_folder(policy)
     executor = select(settings.values["executor"], policy.trunk)
-    device = DeviceProfile.load(device_path(home, policy.trunk.device, executor))
-    about = run_provenance(policy.trunk.device, {})
-    device.require(about["device"], about["threads"], executor.kind, executor.weights)
+    device = load_device_profile(home, policy.trunk.device, executor)
     entries = ScheduleBank.load(home / BANK_FILE).on(device).ladder(settings.values["budget_ms"], levels=3)
+    chosen = [load_member(policy, home, entry) for entry in entries]
     return {
-        entry.name: _Built(
-            load_entry(policy, home, entry, executor.kind, executor.weights),
-            CacheSchedule.load(home / entry.schedule).method,
-        )
-        for entry in entries
+        entry.name: _Built(accelerated(policy, member, executor.kind, executor.weights), member.schedule.method)
+        for entry, member in zip(entries, chosen, strict=True)
     }
 
 

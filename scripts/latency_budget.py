@@ -15,7 +15,7 @@ from bac.results import run_provenance, write_results
 from bac.timing import device_synchroniser
 from configs.budgets import LatencyBudgetConfig
 from configs.entry import script
-from policies.bank import BANK_FILE, device_path, load_entry, measure_bank
+from policies.bank import BANK_FILE, device_path, load_candidates, load_device_profile, load_entry, measure_bank
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import bank_folder, load_policy
 
@@ -60,19 +60,15 @@ def _device_profile(
     """Return what the bank's schedules take on this device, timed and kept if they were not yet.
 
     Raises:
-        Mismatch: what is kept under this device's name was measured on another.
+        Mismatch: what is kept under this device's name was measured on another, or under another version of torch.
+        TooLarge: the executor cannot hold every schedule.
     """
     home = bank_folder(policy)
     path = device_path(home, policy.trunk.device, executor)
     if path.is_file() and not config.measure:
-        kept = DeviceProfile.load(path)
-        about = run_provenance(policy.trunk.device, {})
-        kept.require(about["device"], about["threads"], executor.kind, executor.weights)
-        return kept
-    candidates = {
-        each.name: load_entry(policy, home, each, executor.kind, executor.weights)
-        for each in tqdm(bank.entries, desc="build", unit="schedule")
-    }
+        return load_device_profile(home, policy.trunk.device, executor)
+    loaded = load_candidates(policy, home, bank, executor)
+    candidates = dict(tqdm(loaded, desc="build", unit="schedule", total=len(bank.entries)))
     blank = policy.spec.blank_observation()
     with tqdm(desc="time", unit="chunk", total=config.measure_calls * len(candidates)) as bar:
         device = measure_bank(candidates, blank, config.measure_calls, executor, bar.update)

@@ -12,6 +12,9 @@ import numpy as np
 from bac.control.clock import NS_PER_MS, Clock, MonotonicClock, TickGrid, require_rate
 from bac.errors import InvalidInput, sentence
 
+FEWEST_CALLS = 100
+"""Fewer have no 99th percentile but nearly their slowest."""
+
 _BINS = 20
 _BAR = 40
 
@@ -53,11 +56,11 @@ class LatencyBudget:
             warmup: untimed calls before them, not paced.
             clock: the time; by default the monotonic clock.
         """
-        if calls < 100 or warmup < 0:
+        if calls < FEWEST_CALLS or warmup < 0:
             raise InvalidInput(
                 sentence(
                     "latency calls",
-                    expected="at least 100 timed and 0 warm-up calls",
+                    expected=f"at least {FEWEST_CALLS} timed and 0 warm-up calls",
                     got=f"{calls} and {warmup}",
                     mend="time more calls",
                 )

@@ -10,13 +10,17 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
-from bac.errors import InvalidInput, sentence
+from bac.errors import InvalidInput, Unavailable, sentence
 
 _LOCK_CURRENT_AND_FUTURE = 3
 """``MCL_CURRENT | MCL_FUTURE`` of Linux's mlockall."""
+
+_Undo = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,16 @@ class Hygiene:
 
     def apply(self) -> dict[str, str]:
         """Ask for each; return what was asked for -> ``done`` or why not."""
-        asked: dict[str, Callable[[], str | None]] = {}
+        return self._ask(ExitStack())
+
+    @contextmanager
+    def applied(self) -> Iterator[dict[str, str]]:
+        """Ask for each, as ``apply``, and give it back when the block ends; to be entered and left in one thread."""
+        with ExitStack() as given_back:
+            yield self._ask(given_back)
+
+    def _ask(self, given_back: ExitStack) -> dict[str, str]:
+        asked: dict[str, Callable[[], _Undo]] = {}
         if self.cores is not None:
             asked["cores"] = self._pin
         if self.torch_threads is not None:
@@ -73,39 +86,57 @@ class Hygiene:
             asked["switch_interval_ms"] = self._switch
         if self.priority is not None:
             asked["priority"] = self._prioritise
-        return {name: _tried(attempt) for name, attempt in asked.items()}
+        return {name: _tried(attempt, given_back) for name, attempt in asked.items()}
 
-    def _pin(self) -> None:
+    def _pin(self) -> _Undo:
+        before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, self.cores or ())
+        return partial(os.sched_setaffinity, 0, before)
 
-    def _limit_torch(self) -> str | None:
+    def _limit_torch(self) -> _Undo:
         torch = sys.modules.get("torch")
         if torch is None:
-            return "torch is not loaded"
+            raise Unavailable("torch is not loaded")
+        before = torch.get_num_threads()
         torch.set_num_threads(self.torch_threads)
-        return None
+        return partial(torch.set_num_threads, before)
 
-    def _switch(self) -> None:
+    def _switch(self) -> _Undo:
+        before_s = sys.getswitchinterval()
         sys.setswitchinterval((self.switch_interval_ms or 5.0) / 1e3)
+        return partial(sys.setswitchinterval, before_s)
 
-    def _prioritise(self) -> None:
-        # Threads that it starts, inference above all, must not inherit it.
+    def _prioritise(self) -> _Undo:
+        before = os.sched_getscheduler(0) | os.SCHED_RESET_ON_FORK, os.sched_getparam(0)
+        # Threads that it starts, inference above all, must not inherit it. To take that flag back needs more rights.
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(self.priority or 1))
+        return partial(os.sched_setscheduler, 0, *before)
 
 
-def _freeze() -> None:
+def _freeze() -> _Undo:
+    collecting = gc.isenabled()
     gc.collect()
     gc.freeze()
     gc.disable()
 
+    def thaw() -> None:
+        gc.unfreeze()
+        if collecting:
+            gc.enable()
 
-def _lock() -> str | None:
+    return thaw
+
+
+def _lock() -> _Undo:
     libc = ctypes.CDLL(None, use_errno=True)
-    return os.strerror(ctypes.get_errno()) if libc.mlockall(_LOCK_CURRENT_AND_FUTURE) else None
+    if libc.mlockall(_LOCK_CURRENT_AND_FUTURE):
+        raise OSError(os.strerror(ctypes.get_errno()))
+    return libc.munlockall
 
 
-def _tried(attempt: Callable[[], str | None]) -> str:
+def _tried(attempt: Callable[[], _Undo], given_back: ExitStack) -> str:
     try:
-        return attempt() or "done"
-    except (OSError, AttributeError) as refusal:  # no right to it, or a system without it
+        given_back.callback(attempt())
+    except (OSError, AttributeError, Unavailable) as refusal:  # no right to it, or a system without it
         return str(refusal)
+    return "done"

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from bac.control.latency_budget import FEWEST_CALLS
 from bac.errors import CorruptArtefact, InvalidInput, Mismatch, MissingArtefact, Unavailable, sentence
 from bac.files import write_whole
 
@@ -54,7 +55,10 @@ class BankEntry:
 
 @dataclass(frozen=True)
 class Measured:
-    """Latency of one entry on a device, batch 1, observation in to actions out: p50 and p99 in ms over ``calls``."""
+    """Latency of one entry on a device, batch 1, observation in to actions out: p50 and p99 in ms over ``calls``.
+
+    Of fewer than 100 calls it can be shown, not selected by.
+    """
 
     p50_ms: float
     p99_ms: float
@@ -77,7 +81,7 @@ class DeviceProfile:
         threads: CPU threads.
         executor: kind of executor.
         dtype: how it stores weights.
-        versions: package -> version.
+        versions: package -> version, torch among them.
         latency: entry name -> what was measured.
     """
 
@@ -108,19 +112,21 @@ class DeviceProfile:
 
         return _read("device profile", path, _DEVICE_FORMAT, _MEASURE, read)
 
-    def require(self, device: str, threads: int, executor: str, dtype: str) -> None:
-        """Refuse to stand for another device.
+    def require(self, device: str, threads: int, executor: str, dtype: str, torch: str) -> None:
+        """Refuse to stand for another device, or for another version of torch on this one.
 
         Raises:
             Mismatch: it was measured under something else.
         """
-        own, asked = (self.device, self.threads, self.executor, self.dtype), (device, threads, executor, dtype)
+        own = self.device, self.threads, self.executor, self.dtype, self.versions.get("torch")
+        asked = device, threads, executor, dtype, torch
         if own != asked:
+            told = "{}, {} thread(s), executor {} {}, torch {}"
             raise Mismatch(
                 sentence(
                     "device profile",
-                    expected="one of {}, {} thread(s), executor {} {}".format(*asked),
-                    got="{}, {} thread(s), executor {} {}".format(*own),
+                    expected=f"one of {told.format(*asked)}",
+                    got=told.format(*own),
                     mend=_MEASURE,
                 )
             )
@@ -200,11 +206,12 @@ class DeviceBank:
         """Return the most accurate entry whose p99 is within the budget; of equals, the faster.
 
         Raises:
-            InvalidInput: the budget is not above 0.
+            InvalidInput: the budget is not above 0, or an entry was timed by fewer than 100 calls.
             Unavailable: none is fast enough; the sentence names the nearest.
         """
         if not budget_ms > 0:
             raise InvalidInput(sentence("budget_ms", expected="more than 0", got=budget_ms, mend="correct it"))
+        self._require_percentiles()
         fitting = [entry for entry in self.entries if self.latency(entry).p99_ms <= budget_ms]
         if not fitting:
             nearest = sorted(self.entries, key=lambda entry: self.latency(entry).p99_ms)[:3]
@@ -226,6 +233,10 @@ class DeviceBank:
         """Return the selected entry and up to ``levels - 1`` to degrade to, each faster than the one before.
 
         Each further one is the most accurate that takes at most three quarters of the p99 of the one before.
+
+        Raises:
+            InvalidInput: as ``select``.
+            Unavailable: as ``select``.
         """
         chosen = [self.select(budget_ms)]
         while len(chosen) < levels:
@@ -238,6 +249,19 @@ class DeviceBank:
     def latency(self, entry: BankEntry) -> Measured:
         """Return what was measured of an entry."""
         return self.device.latency[entry.name]
+
+    def _require_percentiles(self) -> None:
+        """Refuse measurements of so few calls that their p99 says nothing."""
+        few = {entry.name: calls for entry in self.entries if (calls := self.latency(entry).calls) < FEWEST_CALLS}
+        if few:
+            raise InvalidInput(
+                sentence(
+                    "device profile",
+                    expected=f"at least {FEWEST_CALLS} timed calls of each schedule, for fewer have no 99th percentile",
+                    got=", ".join(f"{calls} of {name}" for name, calls in few.items()),
+                    mend=_MEASURE,
+                )
+            )
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:

@@ -36,7 +36,7 @@ from policies.samplers import ddim
 from studies.episodes import scores
 from studies.kept import Kept
 from studies.realtime_episodes import LatencyOf, World, play_virtual
-from studies.realtime_play import MEASURED, drawn_from, measured_ms, summary
+from studies.realtime_play import MEASURED, drawn_from, measured_for, p99, summary
 from studies.rows import markdown_table
 
 _COLUMNS = (
@@ -71,9 +71,13 @@ def run(config: BenchConfig, folder: Path) -> None:
     rows = {name: _row(config, name) for name in study.rows}
     policies = {name: policy for name, (policy, _) in rows.items()}
     digests = {name: schedule.digest for name, (_, schedule) in rows.items()}
+    timed = [(name, seam) for name in policies for seam in seams]
     traces = {
-        name: kept.get(trace_key(config, digests[name]), partial(measured_ms, policy, study.calls))
-        for name, policy in tqdm(policies.items(), desc="time", unit="row")
+        (name, seam): kept.get(
+            trace_key(config, digests[name], seam),
+            partial(measured_for, policies[name], partial(_settings, config, policies[name], seam), study.calls),
+        )
+        for name, seam in tqdm(timed, desc="time", unit="row")
     }
     points = []
     grid = [(name, seam, latency) for name in policies for seam in seams for latency in [*study.latencies_ms, MEASURED]]
@@ -81,13 +85,13 @@ def run(config: BenchConfig, folder: Path) -> None:
         # Without latency nothing is committed while a chunk is denoised, and inpainting is replacing.
         played_as = Seam.REPLACE if (seam, latency) == (Seam.INPAINT, 0.0) else seam
         key = point_key(config, digests[name], played_as, latency)
-        trace = traces[name] if latency == MEASURED else [float(latency)]
+        trace = traces[name, seam] if latency == MEASURED else [float(latency)]
         told = kept.get(key, partial(_played, config, policies[name], played_as, trace))
-        points.append({"row": name, "seam": str(seam), "latency": latency, "p99_ms": _p99(trace), **told})
+        points.append({"row": name, "seam": str(seam), "latency": latency, "p99_ms": p99(trace), **told})
     _against_no_latency(points)
     results = {
         "points": points,
-        "traces_ms": traces,
+        "traces_ms": {name: {str(seam): traces[name, seam] for seam in seams} for name in policies},
         "provenance": run_provenance(torch.device(config.device), asdict(config)),
     }
     text = markdown_table(_COLUMNS, map(_cells, points))
@@ -116,27 +120,24 @@ def _row(config: BenchConfig, name: str) -> tuple[DiffusionPolicy, CacheSchedule
     return fast, schedule
 
 
-def trace_key(config: BenchConfig, digest: str) -> str:
-    """Return the name under which latencies are kept: schedule (and with it checkpoint and sampler), how measured."""
+def trace_key(config: BenchConfig, digest: str, seam: Seam) -> str:
+    """Return the name under which latencies are kept: schedule (and with it checkpoint and sampler), how measured.
+
+    Of the seams only ``inpaint`` gives a chunk more to do.
+    """
     how = f"{config.realtime.calls} calls on {config.device}, {config.threads} thread(s)"
-    return f"{digest}|{MEASURED}|{how}"
+    return f"{digest}|{MEASURED}|{how}" + ("|around committed actions" if seam is Seam.INPAINT else "")
 
 
 def point_key(config: BenchConfig, digest: str, seam: Seam, latency: float | str) -> str:
     """Return the name under which a point is kept: schedule, latency, seam and episodes."""
-    taken = trace_key(config, digest) if latency == MEASURED else f"{digest}|{latency}"
+    taken = trace_key(config, digest, seam) if latency == MEASURED else f"{digest}|{latency}"
     task, episodes = config.task, config.realtime.episodes
     return f"{taken}|{seam}|{episodes} episodes from {task.seed}, at most {task.max_steps} steps"
 
 
 def _played(config: BenchConfig, policy: DiffusionPolicy, seam: Seam, trace: list[float]) -> dict[str, Any]:
-    settings = LoopSettings(
-        rate_hz=config.task.rate_hz,
-        replan_ticks=policy.action_steps,
-        deadline_ticks=ticks_for(_p99(trace), config.task.rate_hz),
-        seam=seam,
-        fallback=Fallback.HOLD,
-    )
+    settings = _settings(config, policy, seam, p99(trace))
     source = ChunkSource([policy])
     world = World(environment(config.task), source, settings, config.task.max_steps, hold_of(config.task))
     seeds = range(config.task.seed, config.task.seed + config.realtime.episodes)
@@ -145,15 +146,21 @@ def _played(config: BenchConfig, policy: DiffusionPolicy, seam: Seam, trace: lis
     return {**scores([each.episode for each in played]), **summary(played)}
 
 
+def _settings(config: BenchConfig, policy: DiffusionPolicy, seam: Seam, p99_ms: float) -> LoopSettings:
+    return LoopSettings(
+        rate_hz=config.task.rate_hz,
+        replan_ticks=policy.action_steps,
+        deadline_ticks=ticks_for(p99_ms, config.task.rate_hz),
+        seam=seam,
+        fallback=Fallback.HOLD,
+    )
+
+
 def _against_no_latency(points: list[dict[str, Any]]) -> None:
     """Add to every point its paired difference to the same row and seam without latency."""
     still = {(each["row"], each["seam"]): each["scores"] for each in points if each["latency"] == 0.0}
     for each in points:
         each["score_difference"] = asdict(paired_difference(each["scores"], still[each["row"], each["seam"]]))
-
-
-def _p99(trace: list[float]) -> float:
-    return float(np.percentile(trace, 99))
 
 
 def _cells(point: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,10 +6,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from threading import Thread, current_thread
 
 import numpy as np
 
 from bac.control import (
+    ActionLimits,
     Command,
     CommandKind,
     ControlLoop,
@@ -61,6 +63,7 @@ class World:
         max_ticks: ticks until an episode ends, waiting for the first chunk included.
         hold: what keeps the robot where it is.
         record: seeds whose frames are kept.
+        limits: of actions, or None.
     """
 
     make_env: Callable[[], Env]
@@ -69,6 +72,7 @@ class World:
     max_ticks: int
     hold: Hold
     record: Collection[int] = field(default=())
+    limits: ActionLimits | None = None
 
 
 def play_virtual(
@@ -127,7 +131,7 @@ def play_wallclock(
     prepare: Callable[[], object] = lambda: None,
     on_episode: Callable[[Episode], object] = lambda _: None,
 ) -> list[RealtimeEpisode]:
-    """Play an episode per seed in real time, one after the other, inference in its own thread.
+    """Play an episode per seed in real time, one after the other, inference in its own thread, which ends with it.
 
     Args:
         world: what they are played in.
@@ -138,14 +142,23 @@ def play_wallclock(
     """
     played = []
     time = MonotonicClock() if clock is None else clock
+    threads: list[Thread] = []
+
+    def begin() -> None:
+        threads.append(current_thread())
+        prepare()
+
     with closing(world.make_env()) as env:
         for seed in seeds:
-            with closing(ThreadInference(world.source.predictor(seed), time, prepare)) as inference:
+            with closing(ThreadInference(world.source.predictor(seed), time, begin)) as inference:
                 row = _Running(world, env, seed, inference, time)
                 row.loop.start()
                 while not row.done:
                     row.begin_tick()
                     row.end_tick()
+            # A chunk that nobody will execute would compete with the next episode's first.
+            for thread in threads:
+                thread.join()
             played.append(row.result())
             on_episode(played[-1].episode)
     return played
@@ -157,7 +170,7 @@ class _Running:
     def __init__(self, world: World, env: Env, seed: int, inference: Inference, clock: Clock) -> None:
         self.env, self.seed, self.done = env, seed, False
         self._world, self._clock = world, clock
-        self.loop = ControlLoop(world.settings, inference, clock, hold=world.hold)
+        self.loop = ControlLoop(world.settings, inference, clock, limits=world.limits, hold=world.hold)
         self._rewards: list[float] = []
         self._frames: list[np.ndarray] = []
         self._success = False

@@ -29,7 +29,7 @@ from policies.loading import load_policy, locate_checkpoint
 from policies.realtime import ChunkSource
 from studies.episodes import scores
 from studies.realtime_episodes import World, play_wallclock
-from studies.realtime_play import measured_ms, summary
+from studies.realtime_play import measured_ms, p99, summary
 from studies.rows import markdown_table
 
 _HYGIENE = Hygiene(freeze_gc=True, lock_memory=True, switch_interval_ms=0.5, priority=50)
@@ -55,8 +55,7 @@ def run(config: BenchConfig, folder: Path) -> None:
     policy = load_policy(locate_checkpoint(config.checkpoint or config.task.name), device=config.device)
     fast = bac.accelerate(policy, study.schedule, ExecutorKind.AUTO)
     trace = measured_ms(fast, study.calls)
-    p99_ms = float(np.percentile(trace, 99))
-    settings = LoopSettings(rate_hz, fast.action_steps, ticks_for(p99_ms, rate_hz))
+    settings = LoopSettings(rate_hz, fast.action_steps, ticks_for(p99(trace), rate_hz))
     world = World(environment(config.task), ChunkSource([fast]), settings, config.task.max_steps, hold_of(config.task))
     seeds = range(config.task.seed, config.task.seed + study.episodes)
     # The scheduler's priority is of the thread that asks: the loop's, and inference stays below it.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bac.control import Fallback, LoopSettings, Seam
+from bac.control.process import Hygiene
 from bac.errors import InvalidInput
 from configs import schema
 from configs.controls import ControlMode, hold_of
@@ -27,8 +28,34 @@ def test_settings_follow_task_policy_and_latency() -> None:
     made = config("control=realtime").control.settings(10.0, 8, 451.0)
     assert made == LoopSettings(rate_hz=10.0, replan_ticks=8, deadline_ticks=5)
     overrides = ["seam=inpaint", "fallback=stop", "replan_ticks=4", "deadline_ticks=2", "stall_ms=900", "restarts=3"]
+    overrides.append("observation_age_ms=250")
     made = config("control=realtime", *(f"control.{each}" for each in overrides)).control.settings(20.0, 8, 10.0)
-    assert made == LoopSettings(20.0, 4, 2, Seam.INPAINT, fallback=Fallback.STOP, stall_ms=900.0, restarts=3)
+    assert made == LoopSettings(
+        20.0, 4, 2, Seam.INPAINT, fallback=Fallback.STOP, observation_age_ms=250.0, stall_ms=900.0, restarts=3
+    )
+
+
+def test_limits_are_of_every_channel_or_of_none() -> None:
+    assert config("control=realtime").control.limits(2) is None
+    made = config("control=realtime", "control.action_low=[0,-1]", "control.action_high=[512,1]").control.limits(2)
+    assert (made.low.tolist(), made.high.tolist()) == ([0, -1], [512, 1])
+    for low, high in [([0.0], [512.0]), ([0.0, 0.0], []), ([], [512.0, 512.0]), ([0.0] * 3, [512.0] * 3)]:
+        given = config(f"control.action_low={low}", f"control.action_high={high}").control
+        with pytest.raises(InvalidInput, match=r"^control\.action_low and control\.action_high: expected 2 channels"):
+            given.limits(2)
+    swapped = config("control.action_low=[1,0]", "control.action_high=[0,1]").control
+    with pytest.raises(InvalidInput, match=r"^action limits: expected low and high as two vectors"):
+        swapped.limits(2)
+
+
+def test_hygiene_is_of_the_loop_and_of_inference() -> None:
+    given = ["cores=[0]", "inference_cores=[1]", "torch_threads=2", "freeze_gc=true", "lock_memory=true"]
+    given += ["switch_interval_ms=0.5", "priority=50"]
+    made = config("control=wallclock", *(f"control.hygiene.{each}" for each in given)).control.hygiene
+    assert made.of_loop() == Hygiene([0], 2, True, True, 0.5, 50)
+    assert made.of_inference() == Hygiene([1], 2)
+    with pytest.raises(InvalidInput, match=r"^process hygiene: expected cores, "):
+        config("control=wallclock", "control.hygiene.inference_cores=[]").control.hygiene.of_inference()
 
 
 def test_the_rate_is_the_tasks() -> None:

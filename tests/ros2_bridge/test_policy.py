@@ -103,7 +103,9 @@ def test_a_schedule_that_goes_on_from_the_chunk_before_is_refused(tmp_path: Path
         load(_settings(checkpoint=str(checkpoint), cache="cross_chunk-s10"))
 
 
-def test_a_bank_that_was_timed_on_another_device_is_refused(tmp_path: Path) -> None:
+def test_a_bank_is_read_once_and_one_that_was_timed_on_another_device_or_torch_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
     checkpoint.symlink_to(locate_checkpoint("push_t"))
     policy = load_policy(checkpoint)
@@ -115,13 +117,26 @@ def test_a_bank_that_was_timed_on_another_device_is_refused(tmp_path: Path) -> N
     kept = device_path(home, policy.trunk.device, executor := select("eager", policy.trunk))
     about = run_provenance(policy.trunk.device, {})
     timed = DeviceProfile(
-        digest, about["device"], about["threads"], executor.kind, executor.weights, {}, {name: Measured(1.0, 2.0, 100)}
+        checkpoint=digest,
+        device=about["device"],
+        threads=about["threads"],
+        executor=executor.kind,
+        dtype=executor.weights,
+        versions=about["versions"],
+        latency={name: Measured(1.0, 2.0, 100)},
     )
     timed.save(kept)
     settings = _settings(checkpoint=str(checkpoint), budget_ms=80.0)
-    assert load(settings).caches == (name,)
+    read, load_schedule = [], CacheSchedule.load
+    monkeypatch.setattr(CacheSchedule, "load", lambda path: read.append(path) or load_schedule(path))
+    ready = load(settings)
+    assert (ready.caches, ready.methods) == ((name,), ("none",))
+    assert read == [home / f"{name}.json"]
     replace(timed, device="another").save(kept)
     with pytest.raises(Mismatch, match=r"^device profile: expected one of .*, got another, "):
+        load(settings)
+    replace(timed, versions={"torch": "1.0"}).save(kept)
+    with pytest.raises(Mismatch, match=r"torch 1\.0; run scripts/latency_budget\.py measure=true on this device\.$"):
         load(settings)
 
 

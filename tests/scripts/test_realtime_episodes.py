@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +14,10 @@ import pytest
 import torch
 from studies.realtime import point_key, trace_key
 from studies.realtime_episodes import RealtimeEpisode, World, play_virtual, play_wallclock
-from studies.realtime_play import MEASURED, drawn_from, latency_trace, measured_ms, summary
+from studies.realtime_play import MEASURED, drawn_from, latency_trace, measured_for, measured_ms, summary
 
 import bac
-from bac.control import LoopSettings, Seam, repeat
+from bac.control import ActionLimits, LoopSettings, MonotonicClock, Predict, Request, Seam, repeat, ticks_for
 from bac.errors import CorruptArtefact, InvalidInput
 from bac.schedule import CacheSchedule
 from configs.studies import BenchConfig
@@ -51,15 +54,19 @@ def test_what_is_kept_answers_no_other_question(override: str, points: bool, tra
         return name(usual) != name(other)
 
     assert differs(lambda config: point_key(config, "d", Seam.BLEND, 200.0)) is points
-    assert differs(lambda config: trace_key(config, "d")) is traces
+    for seam in Seam:
+        assert differs(lambda config, seam=seam: trace_key(config, "d", seam)) is traces
     # A measured point hangs on its latencies as well.
     assert differs(lambda config: point_key(config, "d", Seam.BLEND, MEASURED))
 
 
 def test_what_is_kept_of_a_schedule_is_of_that_seam_and_latency_alone() -> None:
     asked = [(digest, seam, at) for digest in ("d", "e") for seam in Seam for at in (0.0, 200.0, MEASURED)]
-    names = {point_key(study(), *each) for each in asked} | {trace_key(study(), digest) for digest in ("d", "e")}
-    assert len(names) == len(asked) + 2
+    traces = {seam: [trace_key(study(), digest, seam) for digest in ("d", "e")] for seam in Seam}
+    names = {point_key(study(), *each) for each in asked} | {name for each in traces.values() for name in each}
+    # Committed actions give a chunk more to do; which action takes over from which does not.
+    assert traces[Seam.REPLACE] == traces[Seam.BLEND] != traces[Seam.INPAINT]
+    assert len(names) == len(asked) + 4
 
 
 class Small(PushTEnv):
@@ -178,13 +185,113 @@ def test_levels_are_policies(policy: DiffusionPolicy) -> None:
     assert not np.array_equal(best, cheaper)
 
 
-def test_wall_clock_counts_every_tick(policy: DiffusionPolicy) -> None:
-    # At 1 kHz an environment's step may well be overslept: skipped ticks are counted, and nothing is done twice.
-    made = world(policy, max_steps=12, rate_hz=1000.0, deadline_ticks=5)
-    (played,) = play_wallclock(replace(made, max_ticks=40), SEEDS[:1])
+def test_wall_clock_plays_on_while_the_policy_takes_two_periods_and_a_half(policy: DiffusionPolicy) -> None:
+    period_s, ticks = 0.2, 12
+    asked: list[int] = []
+    threads: list[threading.Thread] = []
+
+    class Slow(ChunkSource):
+        def predictor(self, seed: int | None = None) -> Predict:
+            predict = super().predictor(seed)
+
+            def slow(request: Request) -> np.ndarray:
+                asked.append(request.tick)
+                threads.append(threading.current_thread())
+                time.sleep(2.5 * period_s)
+                return predict(request)
+
+            return slow
+
+    made = world(policy, max_steps=ticks, rate_hz=1 / period_s, deadline_ticks=1)
+    began = time.monotonic()
+    (played,) = play_wallclock(replace(made, source=Slow([policy])), SEEDS[:1], clock=MonotonicClock())
+    elapsed_s = time.monotonic() - began
     counters = played.report.counters
-    assert counters.ticks == counters.executed + counters.held + counters.waited
+    assert counters.executed > 0
+    assert counters.waited > 0
     assert played.episode.steps == counters.executed + counters.held
+    assert counters.ticks + counters.skipped == ticks
+    # None is there a tick after it was asked for; of the last tick's own request nobody knows yet.
+    assert len(asked) == counters.requests > 1
+    assert counters.deadline_misses == sum(tick + 1 < ticks for tick in asked)
+    assert elapsed_s >= (ticks - 1) * period_s
+    assert not any(thread.is_alive() for thread in threads)
+
+
+class Counting(ChunkSource):
+    """Action i of chunk n is (100 n + i, 0)."""
+
+    def chunks(self, observation: object, noise_keys: object, committed: object, level: int = 0) -> np.ndarray:
+        numbers = np.array([number for _, number in noise_keys], np.float32)
+        first = 100 * numbers[:, None] + np.arange(self.length, dtype=np.float32)
+        return np.stack([first, np.zeros_like(first)], axis=-1)
+
+
+def test_seam_jumps_are_of_two_chunks_and_steps_within_of_one(policy: DiffusionPolicy) -> None:
+    made = replace(world(policy, deadline_ticks=1), source=Counting([policy]), max_ticks=11)
+    (played,) = play_virtual(made, SEEDS[:1], lambda seed, number: 80.0)
+    # Executed from tick 1 on: 0 1 2 3 | 101 102 103 104 | 201 202.
+    assert played.seam_jumps == (98.0, 97.0)
+    assert played.steps_within == (1.0,) * 7
+
+
+def test_actions_outside_the_limits_move_nothing(policy: DiffusionPolicy) -> None:
+    limits = ActionLimits(np.array([0.0, -1.0]), np.array([150.0, 1.0]))
+    made = replace(world(policy, deadline_ticks=1), source=Counting([policy]), max_ticks=11, limits=limits)
+    (played,) = play_virtual(made, SEEDS[:1], lambda seed, number: 80.0)
+    counters = played.report.counters
+    # Chunks 0 and 1, ticks 1 to 8; then every other is refused, and the robot holds.
+    assert (counters.waited, counters.executed, counters.held, counters.accepted) == (1, 8, 2, 2)
+    assert counters.refused > 0
+    (told,) = summary([played])["last_refusal"].values()
+    assert told.startswith("chunk: expected actions within [0.0, -1.0] and [150.0, 1.0], got action 0 [")
+
+
+def test_latencies_of_inpainting_are_of_chunks_around_the_actions_that_are_committed(
+    policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[int] = []
+    chunks = ChunkSource.chunks
+
+    def noted(source: ChunkSource, observation: object, keys: object, committed: list, level: int = 0) -> np.ndarray:
+        called.extend(0 if actions is None else len(actions) for actions in committed)
+        return chunks(source, observation, keys, committed, level)
+
+    monkeypatch.setattr(ChunkSource, "chunks", noted)
+    # Warmed for each number there can be, then timed: five calls more, untimed, and a hundred.
+    assert len(measured_ms(policy, 100, committed=3)) == 100
+    assert called == [0, 1, 2, *[3] * 105]
+    called.clear()
+    measured_ms(policy, 100)
+    assert called == [0] * 106
+
+
+def test_no_fewer_actions_are_committed_while_timing_than_by_the_loop_that_results(
+    policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[int] = []
+
+    def measured(policy: DiffusionPolicy, calls: int, committed: int = 0) -> list[float]:
+        timed.append(committed)
+        return [150.0 if committed < 2 else 250.0] * calls
+
+    monkeypatch.setattr("studies.realtime_play.measured_ms", measured)
+
+    def settings_of(seam: Seam, deadline_ticks: int | None, p99_ms: float) -> LoopSettings:
+        deadline = ticks_for(p99_ms, 10.0) if deadline_ticks is None else deadline_ticks
+        return LoopSettings(10.0, 4, deadline, seam)
+
+    for seam, deadline_ticks, expected in [
+        (Seam.REPLACE, None, [0]),
+        (Seam.BLEND, 2, [0]),
+        (Seam.INPAINT, None, [0, 2, 3]),
+        (Seam.INPAINT, 1, [1]),
+        (Seam.INPAINT, 1000, [5]),  # a chunk of this policy has no more actions
+    ]:
+        timed.clear()
+        trace = measured_for(policy, partial(settings_of, seam, deadline_ticks), 100)
+        assert timed == expected
+        assert trace == [250.0 if expected[-1] >= 2 else 150.0] * 100
 
 
 def test_summary_adds_up(policy: DiffusionPolicy) -> None:
@@ -196,22 +303,26 @@ def test_summary_adds_up(policy: DiffusionPolicy) -> None:
     assert told["stopped"] == {}
 
 
+def not_measured() -> list[float]:
+    raise AssertionError("a latency that was given is not measured")
+
+
 @pytest.mark.parametrize("latency", [-1, float("inf"), "often", None, True])
-def test_a_latency_that_is_none_refuses(policy: DiffusionPolicy, latency: object) -> None:
+def test_a_latency_that_is_none_refuses(latency: object) -> None:
     with pytest.raises(InvalidInput, match=r"^latency: expected measured, milliseconds, or the results.json of"):
-        latency_trace(latency, "cached", policy, 100)
+        latency_trace(latency, "cached", not_measured)
 
 
 @pytest.mark.parametrize(
     "text", ['{"control": []}', '{"control": {"cached": 3}}', '{"control": {"cached": {"trace_ms": ["a"]}}}']
 )
-def test_a_file_without_latencies_refuses(policy: DiffusionPolicy, text: str, tmp_path: Path) -> None:
+def test_a_file_without_latencies_refuses(text: str, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(InvalidInput, match=r"^latency: expected measured, milliseconds, or the results.json of"):
-        latency_trace(str(tmp_path / "results.json"), "cached", policy, 100)
+        latency_trace(str(tmp_path / "results.json"), "cached", not_measured)
     (tmp_path / "results.json").write_text("[")
     with pytest.raises(CorruptArtefact, match=r"results\.json: expected a JSON document of results"):
-        latency_trace(str(tmp_path / "results.json"), "cached", policy, 100)
+        latency_trace(str(tmp_path / "results.json"), "cached", not_measured)
 
 
 def test_latencies_of_an_image_policy_are_measured_without_demonstrations() -> None:

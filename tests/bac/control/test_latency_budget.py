@@ -105,6 +105,32 @@ SUITE = """
     def test_exceeded(latency_budget, latency_clock):
         latency_budget(lambda: latency_clock.advance_ns(81_000_000))
 
+    @pytest.mark.latency_budget(80, 10, 120, 3)
+    def test_positional(latency_budget, latency_clock):
+        assert len(latency_budget(lambda: latency_clock.advance_ns(60_000_000)).taken_ms) == 120
+        assert latency_clock.now_ns() == 3 * 60_000_000 + 11_960_000_000
+
+    @pytest.mark.latency_budget(p99_ms=80)
+    def test_without_the_fixture():
+        pass
+
+    @pytest.mark.latency_budget(p99_ms=80)
+    def test_measures_nothing(latency_budget):
+        pass
+
+    @pytest.mark.latency_budget(p99_ms=80)
+    def test_skips_itself(latency_budget):
+        pytest.skip("no accelerator here")
+
+    @pytest.mark.skip
+    @pytest.mark.latency_budget(p99_ms=80)
+    def test_skipped():
+        pass
+
+    @pytest.mark.latency_budget(p99_ms=80)
+    def test_fails_before_it_measures(latency_budget):
+        raise RuntimeError("no robot")
+
     def test_unmarked(latency_budget):
         pass
 
@@ -114,6 +140,10 @@ SUITE = """
 
     @pytest.mark.latency_budget(p99=80)
     def test_misspelt(latency_budget):
+        pass
+
+    @pytest.mark.latency_budget(80, 10, 120, 3, "more")
+    def test_too_many(latency_budget):
         pass
 """
 
@@ -126,7 +156,8 @@ def test_the_plugin_passes_and_fails_tests_by_their_budget(
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(SUITE)
     result = pytester.runpytest_inprocess("-p", "bac.control.pytest_plugin", "--strict-markers")
-    result.assert_outcomes(passed=1, failed=1, errors=3)
+    # What measures nothing passes its body and fails at its teardown.
+    result.assert_outcomes(passed=3, failed=2, skipped=2, errors=6)
     result.stdout.fnmatch_lines_random(
         [
             "latency budget exceeded: p99 81.0 ms of 80 ms (p50 81.0, max 81.0, 200 calls at 10 Hz, 0 overrun(s))",
@@ -134,6 +165,12 @@ def test_the_plugin_passes_and_fails_tests_by_their_budget(
             "the fixture latency_budget needs the marker: @pytest.mark.latency_budget(p99_ms=..., rate_hz=...)",
             "@pytest.mark.latency_budget: latency budget: expected more than 0 ms, at most the period of 100 ms, *",
             "@pytest.mark.latency_budget: *unexpected keyword argument 'p99'",
+            "@pytest.mark.latency_budget: *takes from 1 to 4 positional arguments but 5 were given",
+            "@pytest.mark.latency_budget: expected a test that requests the fixture latency_budget, got "
+            "test_without_the_fixture; take latency_budget as an argument and call it.",
+            "fixture latency_budget: expected a call to time, got none; call latency_budget with what is to be timed.",
+            "*ERROR at teardown of test_measures_nothing*",
+            "*ERROR at setup of test_without_the_fixture*",
         ]
     )
 

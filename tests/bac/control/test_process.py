@@ -41,6 +41,28 @@ def test_cores_and_garbage_collection_are_set_and_the_rest_is_told() -> None:
     assert report["priority"]
 
 
+def test_what_was_granted_is_given_back_and_what_was_refused_is_not() -> None:
+    code = (
+        "import gc, json, os, sys; from bac.control.process import Hygiene; "
+        "state = lambda: [sorted(os.sched_getaffinity(0)), gc.get_freeze_count() > 0, gc.isenabled(), "
+        "sys.getswitchinterval(), os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK]\n"
+        "before = state()\n"
+        "with Hygiene(cores=[max(before[0])], freeze_gc=True, lock_memory=True, switch_interval_ms=0.5, priority=1)"
+        ".applied() as report: during = state()\n"
+        "gc.disable()\n"
+        "with Hygiene(cores=[100000], freeze_gc=True).applied() as refused: pass\n"
+        "print(json.dumps([report, before, during, state(), refused]))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    report, before, during, after, refused = json.loads(told.stdout)
+    assert during == [[max(before[0])], True, False, 0.0005, 1 if report["priority"] == "done" else 0]
+    # Whoever had switched collection off finds it off.
+    assert after == [before[0], False, False, 0.005, 0]
+    assert before[1:] == [False, True, 0.005, 0]
+    assert "nvalid argument" in refused["cores"]
+    assert refused["freeze_gc"] == "done"
+
+
 def test_what_the_system_refuses_is_a_sentence_and_no_error() -> None:
     report, _ = asked("cores=[100000]")
     assert "nvalid argument" in report["cores"]

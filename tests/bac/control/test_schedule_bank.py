@@ -94,11 +94,37 @@ def test_a_profile_of_something_else_refuses() -> None:
     fewer = {name: each for name, each in device().latency.items() if name != "none"}
     with pytest.raises(Mismatch, match=r"\['none'\] entries missing"):
         bank().on(replace(device(), latency=fewer))
-    device().require("Xeon x 2", 1, "compiled", "fp32")
-    with pytest.raises(
-        Mismatch, match=r"expected one of Xeon x 2, 2 thread\(s\), executor compiled fp32, got .* 1 thr"
-    ):
-        device().require("Xeon x 2", 2, "compiled", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"device": "Orin"}, r"expected one of Orin, 1 thread\(s\), executor compiled fp32, torch 2\.13\.0, got Xeon"),
+        ({"threads": 2}, r"expected one of Xeon x 2, 2 thread\(s\), .*, got Xeon x 2, 1 thread\(s\), "),
+        ({"executor": "eager"}, r"executor eager fp32, .*, got .* executor compiled fp32, "),
+        ({"dtype": "bf16"}, r"executor compiled bf16, .*, got .* executor compiled fp32, "),
+        ({"torch": "2.14.0"}, r", torch 2\.14\.0, got .*, torch 2\.13\.0; run scripts/latency_budget\.py measure=true"),
+    ],
+)
+def test_a_profile_that_was_measured_under_something_else_refuses(changed: dict[str, object], told: str) -> None:
+    here = {"device": "Xeon x 2", "threads": 1, "executor": "compiled", "dtype": "fp32", "torch": "2.13.0"}
+    device().require(**here)
+    with pytest.raises(Mismatch, match=rf"^device profile: .*{told}"):
+        device().require(**here | changed)
+    with pytest.raises(Mismatch, match="torch None; run "):
+        replace(device(), versions={}).require(**here)
+
+
+def test_a_p99_of_fewer_than_a_hundred_calls_selects_nothing() -> None:
+    few = device().latency | {name: replace(device().latency[name], calls=99) for name in ("none", "bac-s3")}
+    on = bank().on(replace(device(), latency=few))
+    for choose in (on.select, lambda budget_ms: on.ladder(budget_ms, levels=2)):
+        with pytest.raises(
+            InvalidInput,
+            match=r"^device profile: expected at least 100 timed calls of each schedule, .*, got 99 of none, 99 of "
+            r"bac-s3; run scripts/latency_budget\.py measure=true on this device\.$",
+        ):
+            choose(500)
 
 
 def test_impossible_values_refuse() -> None:

@@ -21,8 +21,6 @@ _STORES: Mapping[Distribution, Stores] = {
 }
 
 GRAPH_TYPE = "rmw_dds_common/msg/ParticipantEntitiesInfo"
-_GRAPH_HASH = "RIHS01_91a0593bacdcc50ea9bdcf849a938b128412cc1ea821245c663bcd26f83c295e"
-"""Of genuine Jazzy. rosbags' hash of types with ``char`` fields is another: it does not map ROS' char to uint8."""
 
 _NUMPY = {"bool": "bool", "byte": "uint8", "char": "uint8"}
 
@@ -96,8 +94,6 @@ class MessageTypes:
         """Return ``RIHS01_...``, or None in Humble, which has no type hashes."""
         if self.distro is Distribution.HUMBLE:
             return None
-        if type_name == GRAPH_TYPE:
-            return _GRAPH_HASH
         return self._store.hash_rihs01(type_name)
 
     def warm_up(self, type_name: str) -> None:
@@ -130,12 +126,15 @@ class MessageTypes:
 
 
 def _graph_types(gid_bytes: int) -> dict[str, Any]:
-    """Return the types of ``ros_discovery_info``."""
+    """Return the types of ``ros_discovery_info``.
+
+    The id's char is written as uint8, which it is in ROS: rosbags would take it into the type hash as another type.
+    """
     package, gids = "rmw_dds_common", "rmw_dds_common/Gid[]"
     node = f"string<=256 node_namespace\nstring<=256 node_name\n{gids} reader_gid_seq\n{gids} writer_gid_seq"
     participant = f"{package}/Gid gid\n{package}/NodeEntitiesInfo[] node_entities_info_seq"
     return {
-        **get_types_from_msg(f"char[{gid_bytes}] data", f"{package}/msg/Gid"),
+        **get_types_from_msg(f"uint8[{gid_bytes}] data", f"{package}/msg/Gid"),
         **get_types_from_msg(node, f"{package}/msg/NodeEntitiesInfo"),
         **get_types_from_msg(participant, GRAPH_TYPE),
     }

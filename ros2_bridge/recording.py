@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from queue import Empty, Full, Queue
+from queue import Empty, Queue
 from typing import Any
 
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -70,7 +70,10 @@ class RecordingTransport:
 
     @property
     def figures(self) -> Mapping[str, object]:
-        """Messages recorded, left out, and why it failed, for diagnostics."""
+        """Messages given to the bag's writer and left out, each once, and why it failed, for diagnostics.
+
+        The writer collects a mebibyte at a time: of a recording that failed, what it collected last is in no file.
+        """
         recorder = self._recorder
         return {"recorded": recorder.written, "unrecorded": recorder.lost, "recorder_failure": recorder.failure}
 
@@ -141,18 +144,19 @@ class _Recorder:
         self._connections: dict[tuple[str, str], Any] = {}
         self._waiting: Queue[_Entry] = Queue(_WAITING)
         self._over = threading.Event()
+        # So that a message either waits for the thread or is counted as left out, whenever that ends.
+        self._counting = threading.Lock()
+        self._ended = False
         self.written, self.lost, self.failure = 0, 0, ""
         self._thread = threading.Thread(target=self._run, name="ros2-bridge-recorder", daemon=True)
         self._thread.start()
 
     def put(self, entry: _Entry) -> None:
-        if self.failure:
-            self.lost += 1
-            return
-        try:
-            self._waiting.put_nowait(entry)
-        except Full:
-            self.lost += 1
+        with self._counting:
+            if self._ended or self._waiting.full():
+                self.lost += 1
+            else:
+                self._waiting.put_nowait(entry)
 
     def close(self) -> None:
         self._over.set()
@@ -167,7 +171,10 @@ class _Recorder:
                     break
                 continue
             self._attempt(partial(self._write, entry))
-        self.lost += self._waiting.qsize()
+        with self._counting:
+            self._ended = True
+            # What waits, and the message that could not be written.
+            self.lost += self._waiting.qsize() + bool(self.failure)
         if not self.failure:
             self._attempt(self._writer.close)
         if self.failure:
@@ -186,7 +193,6 @@ class _Recorder:
             write()
         except OSError as error:
             self.failure = f"recording ended: {error}"
-            self.lost += 1
             _log.error("%s", self.failure)
 
     def _abandon(self) -> None:

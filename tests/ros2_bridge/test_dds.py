@@ -1,7 +1,10 @@
 """The transport over real DDS on loopback, within one process: what ROS 2 nodes would see, and what they may send."""
 
+import itertools
 import os
 import queue
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,17 +18,21 @@ from cyclonedds.builtin import BuiltinDataReader, BuiltinTopicDcpsPublication
 from cyclonedds.core import DDSException
 from cyclonedds.domain import DomainParticipant
 
+from bac.control.clock import NS_PER_S
 from bac.errors import InvalidInput
-from ros2_bridge.conversion import Refusal
+from ros2_bridge.conversion import Refusal, header
 from ros2_bridge.core import PolicyCore
 from ros2_bridge.dds import DdsTransport
 from ros2_bridge.distributions import GID_BYTES
 from ros2_bridge.messages import GRAPH_TYPE
 from ros2_bridge.node_clock import SystemClock
+from ros2_bridge.output import ActionOutput
 from ros2_bridge.transport import COMMAND, EVENT, SENSOR, STATUS
 from tests.ros2_bridge.toys import PARAMETERS, PATIENCE_S, loading
 
 STRING = "std_msgs/msg/String"
+_PAUSE_S = 0.001
+"""Between messages of a burst: at 500 Hz and more."""
 Open = Callable[..., DdsTransport]
 
 
@@ -230,32 +237,87 @@ def _until(reader: Any, so: Callable[[Any], bool]) -> list[Any]:
     raise AssertionError("not discovered")
 
 
-def test_a_burst_of_500_hz_is_taken_and_the_newest_wins(open_dds: Open) -> None:
-    """A second of 500 Hz at once; what best effort loses is lost, nothing is refused, and the newest is there."""
+def _counted(transport: DdsTransport, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """Keep what the transport hands over from now on, by topic: best effort may lose, and nobody tells what."""
+    heard: dict[str, list[Any]] = defaultdict(list)
+    subscribe = transport.subscribe
+
+    def keeping(topic: str, type_name: str, profile: Any, on_message: Any, on_malformed: Any) -> Any:
+        def hear(message: Any, source: str) -> None:
+            on_message(message, source)
+            heard[topic].append(message)
+
+        return subscribe(topic, type_name, profile, hear, on_malformed)
+
+    monkeypatch.setattr(transport, "subscribe", keeping)
+    return heard
+
+
+class Hand:
+    """A robot's sensors: what the toys' node observes, sent when the test says so."""
+
+    def __init__(self, transport: DdsTransport) -> None:
+        self._make, self._clock = transport.make, SystemClock()
+        self._joints = transport.publisher("joint_states", "sensor_msgs/msg/JointState", SENSOR)
+        self._place = transport.publisher("place", "geometry_msgs/msg/PoseStamped", SENSOR)
+
+    def joints(self) -> None:
+        position, names = np.array([0.5, -1.25]), ["shoulder", "elbow"]
+        stamped = header(self._make, self._clock.ros_ns())
+        self._joints.publish(self._make("sensor_msgs/msg/JointState", header=stamped, name=names, position=position))
+
+    def place(self, x: float, ahead_s: float = 0.0) -> None:
+        pose = self._make("geometry_msgs/msg/Pose", position=self._make("geometry_msgs/msg/Point", x=x, y=2.0))
+        stamped = header(self._make, self._clock.ros_ns() + round(ahead_s * NS_PER_S))
+        self._place.publish(self._make("geometry_msgs/msg/PoseStamped", header=stamped, pose=pose))
+
+
+def test_a_node_drives_through_a_burst_of_500_hz(open_dds: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One action per tick, of sound messages only; what best effort loses is lost, and the newest wins."""
     robot, transport = open_dds("robot"), open_dds("policy_node")
+    heard = _counted(transport, monkeypatch)
     core = PolicyCore(transport, SystemClock(), loading())
-    core.configure(PARAMETERS)
-    intake = core._intake
+    core.configure(PARAMETERS | {"observation_age_ms": 60_000.0})
+    output, intake = core._output, core._intake
+    assert isinstance(output, ActionOutput)
     assert intake is not None
-    kind = "sensor_msgs/msg/JointState"
-    publisher = robot.publisher("joint_states", kind, SENSOR)
-    clock = SystemClock()
-
-    def joints(number: float) -> Any:
-        from ros2_bridge.conversion import header
-
-        position = np.array([number, 0.0])
-        stamped = header(robot.make, clock.ros_ns())
-        return robot.make(kind, header=stamped, name=["shoulder", "elbow"], position=position)
-
-    while "joint_states" in intake.missing:
-        publisher.publish(joints(-1))
-    for number in range(500):
-        publisher.publish(joints(number))
-    last = joints(1000)
-    while intake._channels["joint_states"].values["joints"][0] != 1000:
-        publisher.publish(last)
-    assert not intake.refused
+    # Deeper than a robot's own: every action that was sent is to be counted, however long this process stands still.
+    actions = Inbox(robot, "action", "std_msgs/msg/Float64MultiArray", replace(COMMAND, depth=1000))
+    while not output._publisher.entity.get_matched_subscriptions():
+        time.sleep(_PAUSE_S)
+    hand = Hand(robot)
+    core.activate()
+    driver = core.driver
+    assert driver is not None
+    for number in itertools.count():
+        hand.joints()
+        # Every tenth is of a time to come and of half a place, which would be seen in the actions.
+        hand.place(*((0.5, 3600.0) if number % 10 == 9 else (float(number % 100), 0.0)))
+        if len(heard["place"]) >= 500 and output.sent >= 10:
+            break
+        time.sleep(_PAUSE_S)
+    for _ in range(round(PATIENCE_S / _PAUSE_S)):
+        if intake._channels["place"].values["place"][0] == 1000:
+            break
+        hand.place(1000.0)
+        time.sleep(_PAUSE_S)
+    else:
+        pytest.fail("the newest does not win")
+    core.deactivate()
+    counted = driver.counters()
+    assert output.sent == counted["executed"] + counted["held"]
+    assert output.sent == counted["ticks"] - counted["waited"] - counted["stops"]
+    sent = [actions.get().data[0] for _ in range(output.sent)]
+    assert actions.messages.empty()
+    # Row i of a chunk is the place + 100 i.
+    assert [x for x in sent if x % 1] == []
+    assert len(set(sent)) > 1
+    # With the transport's thread ends what is still on its way.
+    transport.close()
+    bad = sum(message.pose.position.x == 0.5 for message in heard["place"])
+    assert bad > 0
+    assert intake.refused == {Refusal.FUTURE: bad}
+    assert intake.received == len(heard["joint_states"]) + len(heard["place"])
     core.shutdown()
 
 
@@ -265,8 +327,6 @@ def test_two_publishers_of_one_topic_are_refused_until_one_is_silent(open_dds: O
     core.configure(PARAMETERS | {"observation_age_ms": 60_000.0})
     intake = core._intake
     assert intake is not None
-    from ros2_bridge.conversion import header
-
     kind, clock = "sensor_msgs/msg/JointState", SystemClock()
     robots = [open_dds("robot"), open_dds("intruder")]
     publishers = [each.publisher("joint_states", kind, SENSOR) for each in robots]

@@ -42,19 +42,64 @@ def test_the_history_is_of_ticks(bench: MakeBench) -> None:
 
 def test_stale_input_stops_motion_says_so_and_motion_goes_on(bench: MakeBench) -> None:
     node = driving(bench(), replan_ticks=8)
-    last = node.actions()[-1]
+    driver = node.core.driver
+    assert driver is not None
+    before, last = driver.counters(), node.actions()[-1]
     while node.status()["motion"] == "executing":
         last = node.actions()[-1]
         node.tick(None)
     assert node.status()["motion"] == "holding"
     assert node.status()["reason"] == "the newest observation is stale"
-    # observation_age_ms is 250: two ticks of 100 ms after the last observation, not three.
+    after = driver.counters()
+    # observation_age_ms is 250: at the two ticks after the last observation's it is 150 and 250 ms old, then 350.
+    assert (after["executed"] - before["executed"], after["held"] - before["held"]) == (2, 1)
     assert node.actions()[-1] == last
     node.core.publish_diagnostics()
     told = read_diagnostics(node.transport.sent["/diagnostics"][-1])
     assert (told["level"], told["message"]) == ("STALE", "the newest observation is stale")
-    assert int(told["ticks_stale"]) >= 1
+    assert (told["ticks_stale"], told["ticks_held"]) == ("1", "1")
     node.until(lambda: node.status()["motion"] == "executing")
+
+
+def test_observations_that_are_old_when_they_come_stop_motion_like_none(bench: MakeBench) -> None:
+    node = driving(bench(), replan_ticks=8, hold="silent")
+    driver = node.core.driver
+    assert driver is not None
+    before, sent = driver.counters(), len(node.actions())
+    # All sensed at the same time, the last of them 300 ms ago; from then on every message is that late.
+    for age_ms in (100, 200, 300):
+        node.tick(age_ms=age_ms)
+    assert (node.status()["motion"], node.status()["reason"]) == ("holding", "the newest observation is stale")
+    assert len(node.actions()) == sent + 2
+    for x in range(20):
+        node.tick(float(x), age_ms=300)
+    after = driver.counters()
+    assert node.status()["motion"] == "holding"
+    assert len(node.actions()) == sent + 2
+    assert (after["executed"] - before["executed"], after["held"] - before["held"]) == (2, 21)
+    assert after["requests"] == before["requests"]
+    assert after["refused_observations"] == 0
+    node.core.publish_diagnostics()
+    told = read_diagnostics(node.transport.sent["/diagnostics"][-1])
+    assert (told["level"], told["message"]) == ("STALE", "the newest observation is stale")
+    assert told["ticks_stale"] == "21"
+    # 50 ms from a message to its tick.
+    assert told["observation_age_p99_ms"] == "350.000"
+    assert not [name for name in told if name.startswith("refused_") and told[name] not in {"0", ""}]
+    node.until(lambda: node.status()["motion"] == "executing")
+
+
+def test_the_age_of_an_observation_is_that_of_its_stamp(bench: MakeBench) -> None:
+    node = bench()
+    node.drive()
+    node.begin(age_ms=130.0)  # at the first tick, 20 ms later, as old as at every other
+    for _ in range(10):
+        node.tick(age_ms=100.0)
+    assert node.status()["motion"] == "executing"
+    node.core.publish_diagnostics()
+    told = read_diagnostics(node.transport.sent["/diagnostics"][-1])
+    assert (told["observation_age_p50_ms"], told["observation_age_p99_ms"]) == ("150.000", "150.000")
+    assert told["ticks_stale"] == "0"
 
 
 @pytest.mark.parametrize(("hold", "sent"), [("repeat", "last"), ("zero", [0.0, 0.0]), ("silent", None)])

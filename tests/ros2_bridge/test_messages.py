@@ -177,11 +177,71 @@ def test_unknown_fields_and_types_are_refused(types: MessageTypes) -> None:
 
 @pytest.mark.parametrize("distro", list(Distribution))
 def test_the_graph_has_the_distribution_s_id_size(distro: Distribution) -> None:
-    types = MessageTypes(distro)
-    gid = types.make("rmw_dds_common/msg/Gid")
+    gid = MessageTypes(distro).make("rmw_dds_common/msg/Gid")
     assert len(gid.data) == GID_BYTES[distro] == {"humble": 24}.get(distro, 16)
-    message = types.make(GRAPH_TYPE)
-    assert types.deserialize(GRAPH_TYPE, types.serialize(GRAPH_TYPE, message)).gid.data.tolist() == gid.data.tolist()
+
+
+# By hand from the rules of CDR: a number stands at a multiple of its size, counted from behind the header of 4 bytes;
+# a sequence is its count (uint32) and its elements; a string is its length with the closing zero (uint32), its letters
+# and the zero; octets need no alignment, and an array has no count. 16 and 24 are multiples of 4, so that ids of either
+# size leave the rest as it is.
+_GRAPH = (
+    "00010000"  # header: CDR version 1, little endian; no options
+    "{participant}"
+    "02000000"  # two nodes
+    "02000000"  # of the first: length of "/" and its zero
+    "2f00"
+    "0000"  # pads 2 bytes to the next length
+    "04000000"  # length of "arm" and its zero, which need no padding
+    "61726d00"
+    "01000000"  # one reader
+    "{reader}"
+    "02000000"  # two writers
+    "{writer}"
+    "{other_writer}"
+    "05000000"  # of the second: length of "/lab" and its zero
+    "2f6c616200"
+    "000000"  # pads 5 bytes to the next length
+    "07000000"  # length of "driver" and its zero
+    "64726976657200"
+    "00"  # pads 7 bytes to the next count
+    "00000000"  # no reader
+    "00000000"  # no writer
+)
+_IDS_16 = {
+    "participant": "000102030405060708090a0b0c0d0e0f",
+    "reader": "101112131415161718191a1b1c1d1e1f",
+    "writer": "202122232425262728292a2b2c2d2e2f",
+    "other_writer": "303132333435363738393a3b3c3d3e3f",
+}
+_IDS_24 = {name: f"{digits}a0a1a2a3a4a5a6a7" for name, digits in _IDS_16.items()}
+
+
+@pytest.mark.parametrize(("distro", "ids"), [("jazzy", _IDS_16), ("kilted", _IDS_16), ("humble", _IDS_24)])
+def test_the_graph_s_bytes_follow_from_the_rules_of_cdr(distro: str, ids: dict[str, str]) -> None:
+    types, golden = MessageTypes(distro), _GRAPH.format(**ids)
+
+    def gid(name: str) -> object:
+        return types.make("rmw_dds_common/msg/Gid", data=np.frombuffer(bytes.fromhex(ids[name]), np.uint8))
+
+    arm = types.make(
+        "rmw_dds_common/msg/NodeEntitiesInfo",
+        node_namespace="/",
+        node_name="arm",
+        reader_gid_seq=[gid("reader")],
+        writer_gid_seq=[gid("writer"), gid("other_writer")],
+    )
+    driver = types.make("rmw_dds_common/msg/NodeEntitiesInfo", node_namespace="/lab", node_name="driver")
+    message = types.make(GRAPH_TYPE, gid=gid("participant"), node_entities_info_seq=[arm, driver])
+    assert types.serialize(GRAPH_TYPE, message).hex() == golden
+    read = types.deserialize(GRAPH_TYPE, bytes.fromhex(golden))
+    first, second = read.node_entities_info_seq
+    assert bytes(read.gid.data).hex() == ids["participant"]
+    assert (first.node_namespace, first.node_name) == ("/", "arm")
+    assert [bytes(each.data).hex() for each in first.reader_gid_seq] == [ids["reader"]]
+    assert [bytes(each.data).hex() for each in first.writer_gid_seq] == [ids["writer"], ids["other_writer"]]
+    assert (second.node_namespace, second.node_name) == ("/lab", "driver")
+    assert (second.reader_gid_seq, second.writer_gid_seq) == ([], [])
 
 
 def test_humble_has_no_type_hashes() -> None:

@@ -77,40 +77,125 @@ def test_colcon_installs_modules_marker_launch_and_parameters(installed: Path) -
     assert (module / "config/push_t.yaml").is_file()
 
 
-class _Substitution:
-    def __init__(self, *given: Any, **options: Any) -> None:
-        self.given = given
+def test_every_task_has_a_parameter_file() -> None:
+    tasks = {path.stem for path in (ROOT / "configs" / "task").glob("*.yaml")}
+    assert len(tasks) >= 10
+    assert {path.stem for path in (PACKAGE / "config").iterdir()} == tasks
 
 
-class _PathJoin:
-    """As launch has it in Humble: every part is text or one substitution."""
+class _Made:
+    """Anything of launch: what it was made with."""
 
-    def __init__(self, parts: list[Any]) -> None:
-        assert all(isinstance(each, str | _Substitution) for each in parts), parts
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args, self.kwargs = args, kwargs
 
 
-def test_the_launch_file_names_the_task_s_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {
-        "launch": ["LaunchDescription"],
-        "launch.actions": ["DeclareLaunchArgument", "EmitEvent", "RegisterEventHandler"],
-        "launch.conditions": ["IfCondition"],
-        "launch.events": ["matches_action"],
-        "launch.substitutions": ["LaunchConfiguration"],
-        "launch_ros.actions": ["LifecycleNode"],
-        "launch_ros.event_handlers": ["OnStateTransition"],
-        "launch_ros.events.lifecycle": ["ChangeState"],
-        "launch_ros.substitutions": ["FindPackageShare"],
-        "lifecycle_msgs.msg": ["Transition"],
-    }
-    for module, members in names.items():
+_LAUNCH = {
+    "launch": ["LaunchDescription"],
+    "launch.actions": ["DeclareLaunchArgument", "EmitEvent", "RegisterEventHandler"],
+    "launch.conditions": ["IfCondition"],
+    "launch.events": ["matches_action"],
+    "launch.substitutions": ["LaunchConfiguration"],
+    "launch_ros.actions": ["LifecycleNode"],
+    "launch_ros.event_handlers": ["OnStateTransition"],
+    "launch_ros.events.lifecycle": ["ChangeState"],
+    "launch_ros.substitutions": ["FindPackageShare"],
+}
+_CONFIGURE, _ACTIVATE = 1, 3
+"""Ids of ``lifecycle_msgs/msg/Transition``."""
+
+
+@pytest.fixture
+def launch_file(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the launch file defines, over stand-ins of launch that keep what they are given."""
+    for module, members in _LAUNCH.items():
         made = types.ModuleType(module)
-        made.__dict__.update(
-            {name: type(name, (_Substitution,), {}) for name in members}, PathJoinSubstitution=_PathJoin
-        )
+        made.__dict__.update({name: type(name, (_Made,), {}) for name in members})
         monkeypatch.setitem(sys.modules, module, made)
-    given = runpy.run_path(str(PACKAGE / "launch" / "policy_node.launch.py"))
-    share, folder, task, suffix = given["ARGUMENTS"]["params_file"][0]
-    assert (type(share).__name__, share.given) == ("FindPackageShare", ("ros2_bridge",))
-    assert (type(task).__name__, task.given) == ("LaunchConfiguration", ("task",))
-    assert f"share{folder}push_t{suffix}" == "share/config/push_t.yaml"
-    assert callable(given["generate_launch_description"])
+    messages = types.ModuleType("lifecycle_msgs.msg")
+    ids = {"TRANSITION_CONFIGURE": _CONFIGURE, "TRANSITION_ACTIVATE": _ACTIVATE}
+    messages.__dict__["Transition"] = type("Transition", (), ids)
+    monkeypatch.setitem(sys.modules, "lifecycle_msgs.msg", messages)
+    return runpy.run_path(str(PACKAGE / "launch" / "policy_node.launch.py"))
+
+
+def _laid_open(thing: Any) -> Any:
+    """Return ``(name, args, kwargs)`` in place of all that was made, within lists and dicts as well."""
+    match thing:
+        case _Made():
+            return type(thing).__name__, _laid_open(list(thing.args)), _laid_open(thing.kwargs)
+        case list():
+            return [_laid_open(each) for each in thing]
+        case dict():
+            return {key: _laid_open(each) for key, each in thing.items()}
+        case _:
+            return thing
+
+
+def _argument(name: str) -> Any:
+    return "LaunchConfiguration", [name], {}
+
+
+def _used(thing: Any) -> set[str]:
+    """Return the launch arguments that are referred to within."""
+    match thing:
+        case ("LaunchConfiguration", [name], {}):
+            return {name}
+        case list() | tuple():
+            return set().union(*(_used(each) for each in thing))
+        case dict():
+            return _used(list(thing.values()))
+        case _:
+            return set()
+
+
+def test_the_launch_file_starts_the_node_and_brings_it_up(launch_file: dict[str, Any]) -> None:
+    description = launch_file["generate_launch_description"]()
+    kind, [[*declared, node, handler, configure]], options = _laid_open(description)
+    assert (kind, options) == ("LaunchDescription", {})
+    assert node == (
+        "LifecycleNode",
+        [],
+        {
+            "package": "ros2_bridge",
+            "executable": "policy_node",
+            "name": "policy_node",
+            "namespace": _argument("namespace"),
+            "output": "screen",
+            # The later one wins.
+            "parameters": [_argument("params_file"), {"use_sim_time": _argument("use_sim_time")}],
+        },
+    )
+
+    def asking(transition: int) -> Any:
+        options = {"lifecycle_node_matcher": ("matches_action", [node], {}), "transition_id": transition}
+        return "ChangeState", [], options
+
+    wanted = ("IfCondition", [_argument("autostart")], {})
+    transition = {
+        "target_lifecycle_node": node,
+        "start_state": "configuring",
+        "goal_state": "inactive",
+        "entities": [("EmitEvent", [], {"event": asking(_ACTIVATE)})],
+    }
+    # Registered before the node is asked to configure: of a transition that is over, nobody is told.
+    assert handler == ("RegisterEventHandler", [("OnStateTransition", [], transition)], {"condition": wanted})
+    assert configure == ("EmitEvent", [], {"event": asking(_CONFIGURE), "condition": wanted})
+    assert {kind for kind, _, _ in declared} == {"DeclareLaunchArgument"}
+    assert {name for _, [name], _ in declared} == _used([node, handler, configure]) | _used(declared)
+
+
+def test_the_launch_file_s_arguments_have_defaults_and_descriptions(launch_file: dict[str, Any]) -> None:
+    _, [[*declared, _, _, _]], _ = _laid_open(launch_file["generate_launch_description"]())
+    defaults = {name: options["default_value"] for _, [name], options in declared}
+    share = ("FindPackageShare", ["ros2_bridge"], {})
+    assert defaults == {
+        "task": "push_t",
+        "params_file": [share, "/config/", _argument("task"), ".yaml"],
+        "namespace": "",
+        "autostart": "true",
+        "use_sim_time": "false",
+    }
+    assert (PACKAGE / "config" / f"{defaults['task']}.yaml").is_file()
+    assert all(options.keys() == {"default_value", "description"} for _, _, options in declared)
+    assert all(options["description"].endswith(".") for _, _, options in declared)

@@ -27,6 +27,9 @@ from tests.ros2_bridge.toys import PARAMETERS, loading
 
 START_S = 90.0
 """A process that imports torch on a loaded machine takes tens of seconds."""
+_LOST = 3
+"""Of 60 ticks: where other work loads every core, the system at times lets a process wait for longer than the 60 ms
+from the node's tick to where the robot gives its action up."""
 ARRAY = "std_msgs/msg/Float64MultiArray"
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -188,9 +191,13 @@ def test_push_t_in_two_processes(start: Start, domain: int, tmp_path: Path) -> N
     figures = json.loads(told.splitlines()[-1])
     episodes = json.loads(result.read_text())
     assert [each["seed"] for each in episodes] == [100000, 100001]
-    for each in episodes:
-        assert each["steps"] + each["rested"] == 30
-        assert each["steps"] > 0
-    assert sum(each["steps"] for each in episodes) <= figures["sent"] + sum(each["missed"] for each in episodes)
+    total = {name: sum(each[name] for each in episodes) for name in ("steps", "missed", "surplus")}
+    assert all(each["steps"] > 0 for each in episodes)
+    assert figures["sent"] == figures["ticks_executed"] + figures["ticks_held"]
+    assert figures["ticks"] == figures["sent"] + figures["ticks_waited"]
+    assert total["steps"] - total["missed"] + total["surplus"] <= figures["sent"]
+    assert total["missed"] <= _LOST
+    assert total["surplus"] <= _LOST
+    assert figures["ticks_skipped"] <= _LOST
     assert figures["cache"] == "bac-s5"
     assert not [name for name in figures if name.startswith("refused_") and figures[name]]

@@ -2,7 +2,8 @@
 
 import json
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,15 @@ import pytest
 pytest.importorskip("rosbags")
 pytest.importorskip("gymnasium")
 
+from bac.control.clock import NS_PER_MS
 from bac.errors import InvalidInput
 from ros2_bridge import sim
-from ros2_bridge.conversion import action_message, trajectory_message
+from ros2_bridge.__main__ import CONFIG
+from ros2_bridge.conversion import action_message, stamp_ns, trajectory_message
+from ros2_bridge.intake import Intake
+from ros2_bridge.mapping import require_sources
+from ros2_bridge.node_clock import SystemClock
+from ros2_bridge.parameters import parameter_file
 from ros2_bridge.settings import NodeSettings
 from ros2_bridge.sim import Robot, main, make_env
 from tests.ros2_bridge.toys import PARAMETERS, PATIENCE_S, LocalTransport
@@ -142,22 +149,30 @@ def test_a_busy_node_is_reset_first_and_a_waiting_one_is_not(transport: LocalTra
 
 
 def test_lost_messages_never_leave(transport: LocalTransport) -> None:
-    settings = NodeSettings.read(PARAMETERS | {"rate_hz": 200.0})
-    robot = Robot(Track(), settings, transport, loss=0.5)
-    node = Node(transport, lambda number: _act(transport, 1.0))
-    robot.play(0, 6)
+    robot = Robot(Track(), NodeSettings.read(PARAMETERS | {"rate_hz": 200.0}), transport, loss=0.1)
+    Node(transport, lambda number: None)
+    assert robot.play(0, 100).rested == 100
     robot.close()
-    # Of six; which ones is drawn with a fixed seed.
-    assert 0 < len(node.seen) < 6
+    # One draw per message, joints before place: of numpy's under seed 0, ten and eleven of a hundred are below 0.1.
+    assert (len(transport.sent["joint_states"]), len(transport.sent["place"])) == (90, 89)
 
 
-def test_delayed_messages_leave_later_and_all_of_them(transport: LocalTransport) -> None:
-    robot = Robot(Track(), NodeSettings.read(PARAMETERS | {"rate_hz": 200.0}), transport, delay_ms=1.0)
+def test_delayed_messages_leave_later_and_all_of_them(
+    transport: LocalTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Stamps on the clock that the delay is measured on: the system's date may be set meanwhile.
+    monkeypatch.setattr(SystemClock, "ros_ns", SystemClock.now_ns)
+    # A codec compiles at its first message: all of them would leave later than a line without delay lets them.
+    for kind in ("sensor_msgs/msg/JointState", "geometry_msgs/msg/PoseStamped"):
+        transport.types.warm_up(kind)
+    robot = Robot(Track(), NodeSettings.read(PARAMETERS | {"rate_hz": 200.0}), transport, delay_ms=30.0)
+    departures: list[tuple[int, int]] = []
     threads, left = set(), threading.Semaphore(0)
     Node(transport, lambda number: None)
 
     def hear(topic: str, message: Any) -> None:
         if topic == "place":
+            departures.append((stamp_ns(message) or 0, time.monotonic_ns()))
             threads.add(threading.get_ident())
             left.release()
 
@@ -169,6 +184,69 @@ def test_delayed_messages_leave_later_and_all_of_them(transport: LocalTransport)
     assert played.rested == 6
     assert len(transport.sent["place"]) == len(transport.sent["joint_states"]) == 6
     assert threading.get_ident() not in threads
+    assert all(left_ns - stamped_ns >= 30 * NS_PER_MS for stamped_ns, left_ns in departures)
+    assert departures == sorted(departures)
+
+
+class Remembering(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Keeps every observation that is given."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.given: list[dict[str, np.ndarray]] = []
+
+    def reset(self, **options: Any) -> Any:
+        observation, info = self.env.reset(**options)
+        self.given.append(observation)
+        return observation, info
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = self.env.step(action)
+        self.given.append(observation)
+        return observation, *rest
+
+
+@pytest.mark.sim
+def test_lift_as_a_robot_gives_the_node_the_environment_s_observation(transport: LocalTransport) -> None:
+    """The world, the parameter file that ships and the node's intake, with CDR between them."""
+    pytest.importorskip("robosuite", reason="pip install -e '.[robomimic]'")
+    env = Remembering(make_env("lift", 5))
+    settings = NodeSettings.read(parameter_file(CONFIG / "lift.yaml"))
+    shapes = {key: space.shape for key, space in env.observation_space.spaces.items()}
+    require_sources(settings.sources, shapes)
+    intake = Intake(settings.sources, shapes, SystemClock(), silence_ms=1e9, ahead_ms=1e9)
+    robot = Robot(env, settings, transport)
+    frames: list[Mapping[str, np.ndarray]] = []
+
+    def forward(topic: str, message: Any) -> None:
+        if topic not in intake.topics:
+            return
+        kind = intake.topics[topic]
+        read = transport.types.deserialize(kind, transport.serialize(kind, message))
+        intake.receive(topic, read, "robot")
+        if topic == list(intake.topics)[-1]:
+            frame = intake.frame()
+            assert frame is not None
+            frames.append(frame.values)
+            # The hand stays above the table, pointing downwards, and opens.
+            stay = [*frame.values["robot0_eef_pos"], 1, 0, 0, 0, -1, 0, -1]
+            transport.deliver("action", action_message(transport.make, np.array(stay, np.float64)))
+
+    Node(transport, lambda number: None)
+    transport.on_publish = forward
+    played = robot.play(100000, 5)
+    robot.close()
+    env.close()
+    assert (played.steps, played.rested, played.missed, played.surplus) == (5, 0, 0, 0)
+    assert len(frames) == 5
+    # The last step's is of an episode that is over.
+    for frame, given in zip(frames, env.given[:-1], strict=True):
+        assert frame.keys() == given.keys()
+        for key, value in given.items():
+            np.testing.assert_array_equal(frame[key], value, key, strict=True)
+    assert intake.received == 15
+    assert not intake.refused
+    assert not np.array_equal(frames[0]["robot0_eef_quat"], frames[-1]["robot0_eef_quat"])
 
 
 @pytest.mark.parametrize("given", [{"loss": 1.0}, {"loss": -0.1}, {"delay_ms": -1.0}])

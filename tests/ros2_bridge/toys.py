@@ -15,6 +15,7 @@ from ros2_bridge.conversion import header
 from ros2_bridge.messages import MessageTypes
 from ros2_bridge.node_clock import SimulatedTime
 from ros2_bridge.policy import Load, ReadyPolicy
+from ros2_bridge.transport import Transport
 
 PATIENCE_S = 20.0
 CACHES = ("bac-s10", "bac-s5", "late-s10")
@@ -167,6 +168,7 @@ class Bench:
     """A core on a local transport and a stepped clock, with a robot's sensors in the test's hand.
 
     Inference takes ``latency`` milliseconds of that clock, or with ``threaded`` its own time in its own thread.
+    ``wrapped`` makes of the local transport the one that the core gets.
     """
 
     def __init__(
@@ -174,6 +176,7 @@ class Bench:
         load: Load | None = None,
         latency: Callable[[Request], float] = lambda request: 150.0,
         threaded: bool = False,
+        wrapped: Callable[[LocalTransport], Transport] = lambda transport: transport,
     ) -> None:
         from ros2_bridge.core import PolicyCore
 
@@ -184,7 +187,7 @@ class Bench:
             return SimulatedInference(predict, latency, clock)
 
         inference = ThreadInference if threaded else simulated
-        self.core = PolicyCore(self.transport, self.clock, load or loading(), inference)
+        self.core = PolicyCore(wrapped(self.transport), self.clock, load or loading(), inference)
 
     def drive(self, **changed: Any) -> None:
         self.core.configure(PARAMETERS | changed)
@@ -205,18 +208,18 @@ class Bench:
         self.transport.deliver("joint_states", self.joints(age_ms))
         self.transport.deliver("place", self.place(x, age_ms))
 
-    def begin(self, x: float = 7.0) -> None:
+    def begin(self, x: float = 7.0, age_ms: float = 0.0) -> None:
         """Sense once, and let the loop come to its first tick."""
-        self.sense(x)
+        self.sense(x, age_ms)
         self.clock.await_sleep()
         self.clock.advance_ms(PARAMETERS["phase_ms"])
         self.clock.await_sleep()
 
-    def tick(self, x: float | None = 7.0) -> None:
-        """Let a period pass; sense before it unless ``x`` is None."""
+    def tick(self, x: float | None = 7.0, age_ms: float = 0.0) -> None:
+        """Let a period pass; sense in its middle unless ``x`` is None."""
         self.clock.advance_ms(50)
         if x is not None:
-            self.sense(x)
+            self.sense(x, age_ms)
         self.clock.advance_ms(50)
         self.clock.await_sleep(unless=lambda: self.status()["motion"] == "stopped")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +18,7 @@ import numpy as np
 from bac.errors import InvalidInput, Mismatch, sentence
 from configs.schema import TaskConfig
 from envs.demos.windows import window_index
+from envs.graphics import require_graphics
 from envs.robomimic_tasks import RATE_HZ, TASKS, is_absolute
 from policies.base import PolicySpec
 
@@ -89,6 +91,23 @@ def environment(task: TaskConfig) -> Callable[[], Env]:
     return partial(_known(task, _ENVIRONMENTS), task)
 
 
+def require_environment(task: TaskConfig, *, draws: bool) -> None:
+    """Refuse a task that cannot be played on this machine, before any work for it is done.
+
+    Args:
+        task: which.
+        draws: its frames are wanted, for a video.
+
+    Raises:
+        EnvError: its packages are not installed, or nothing can draw what is observed or wanted.
+        InvalidInput: no such environment.
+    """
+    import_module(_known(task, _MODULES))
+    # Push-T is drawn without OpenGL.
+    if task.world in TASKS and (task.images or draws):
+        require_graphics()
+
+
 def loop_rate(task: TaskConfig, rate_hz: float | None) -> float:
     """Return the rate of a loop around the environment, Hz: a step of it lasts as long as it lasts.
 
@@ -132,7 +151,7 @@ def demonstrations(task: TaskConfig, path: str | None = None) -> TaskDemonstrati
                     f"demonstrated images '{key}'",
                     expected=f"{size} pixels as task.images",
                     got=list(shape[:2]),
-                    mend="correct task.images and task.crop or record them at that size",
+                    mend="correct task.images and task.crop, or give demonstrations of that size",
                 )
             )
     return replace(read, observations={key: read.observations[key] for key in task.observation})
@@ -249,3 +268,4 @@ def _known(task: TaskConfig, table: Mapping[str, _Entry]) -> _Entry:
             sentence("task.name", expected=f"one of {sorted(table)}", got=task.name, mend="choose one of these")
         )
     return table[name]
+_MODULES = {"push_t": "envs.push_t", **dict.fromkeys(TASKS, "envs.robomimic")}

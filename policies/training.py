@@ -287,7 +287,7 @@ class Trainer:
                 f"training state {path}",
                 expected="the data, network and type of device of this run",
                 got=f"another {other}",
-                mend="give the same task, policy, demonstrations and device or another output folder",
+                mend="give the same task, policy, demonstrations, filter_key and device or another output folder",
             )
         )
 

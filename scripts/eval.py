@@ -54,7 +54,7 @@ def main(config: EvalConfig, folder: Path) -> None:
     checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
     policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device, weights=config.weights)
     require_task(config.task, policy.spec)
-    demos = demonstrations(config.task, config.demonstrations)
+    demos = demonstrations(config.task, config.demonstrations, config.filter_key)
     if config.checkpoint is not None:
         Calibration(config.calibration, policy, demos).on_first_use(method)
     schedule = make_schedule(method, policy)

@@ -43,7 +43,7 @@ def main(config: TrainConfig, folder: Path) -> None:
     if config.rollout.every:
         require_environment(config.task, draws=False)
         config.sampler.build(spec.process)
-    demos = demonstrations(config.task, config.demonstrations)
+    demos = demonstrations(config.task, config.demonstrations, config.filter_key)
     observations, actions = demos.joined(spec.low_dim), demos.actions
     least_range = config.task.least_range
     normalizers = (

@@ -198,6 +198,7 @@ class EvalConfig:
         checkpoint: path of a checkpoint, ours or an original ``.ckpt``; null takes the task's shipped policy.
         weights: of an original checkpoint, ``ema`` or ``raw``; null takes those that the original evaluates.
         demonstrations: a zarr store or robomimic file; null takes the committed one.
+        filter_key: the mask of a robomimic file that names the episodes to read; null takes all.
         calibration: how a checkpoint given by its path is calibrated when it is first used with a method.
         control: whether the world waits for the policy.
         latency: of a chunk where it does not: ``measured`` here and now, milliseconds, or the ``results.json`` of an
@@ -227,6 +228,7 @@ class EvalConfig:
     checkpoint: str | None
     weights: str | None
     demonstrations: str | None
+    filter_key: str | None
     episodes: int
     seed: int | None
     compare: str | None
@@ -267,6 +269,7 @@ class CalibrateConfig(CalibrationConfig):
         checkpoint: path of a checkpoint, ours or an original ``.ckpt``; null takes the task's shipped policy.
         weights: of an original checkpoint, ``ema`` or ``raw``; null takes those that the original evaluates.
         demonstrations: a zarr store or robomimic file; null takes the committed one.
+        filter_key: the mask of a robomimic file that names the episodes to read; null takes all.
         reuse: take the profile that an earlier run left, refused if it is of another number of ``observations``, and
             measure only the sensitivity or, for ``cache=harmonica``, the gates if it lacks them; other statistics that
             it lacks stay lacking. False measures all anew.
@@ -287,6 +290,7 @@ class CalibrateConfig(CalibrationConfig):
     checkpoint: str | None
     weights: str | None
     demonstrations: str | None
+    filter_key: str | None
     reuse: bool
     overwrite: bool
     budgets: list[float]
@@ -339,6 +343,7 @@ class TrainConfig:
 
     Attributes:
         demonstrations: a zarr store or robomimic file; null takes the committed one.
+        filter_key: the mask of a robomimic file that names the episodes to read; null takes all.
         output: folder of training state, log, curve and checkpoint; a run found there is resumed.
         save_every: optimiser steps between saved states.
         seed: of everything random.
@@ -352,6 +357,7 @@ class TrainConfig:
     rollout: RolloutConfig
     sampler: Any
     demonstrations: str | None
+    filter_key: str | None
     output: str
     save_every: int
     seed: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +18,7 @@ import numpy as np
 from bac.errors import InvalidInput, Mismatch, sentence
 from configs.schema import TaskConfig
 from envs.demos.windows import window_index
+from envs.graphics import require_graphics
 from envs.robomimic_tasks import RATE_HZ, TASKS, is_absolute
 from policies.base import PolicySpec
 
@@ -89,6 +91,23 @@ def environment(task: TaskConfig) -> Callable[[], Env]:
     return partial(_known(task, _ENVIRONMENTS), task)
 
 
+def require_environment(task: TaskConfig, *, draws: bool) -> None:
+    """Refuse a task that cannot be played on this machine, before any work for it is done.
+
+    Args:
+        task: which.
+        draws: its frames are wanted, for a video.
+
+    Raises:
+        EnvError: its packages are not installed, or nothing can draw what is observed or wanted.
+        InvalidInput: no such environment.
+    """
+    import_module(_known(task, _MODULES))
+    # Push-T is drawn without OpenGL.
+    if task.world in TASKS and (task.images or draws):
+        require_graphics()
+
+
 def loop_rate(task: TaskConfig, rate_hz: float | None) -> float:
     """Return the rate of a loop around the environment, Hz: a step of it lasts as long as it lasts.
 
@@ -104,16 +123,22 @@ def loop_rate(task: TaskConfig, rate_hz: float | None) -> float:
     return own
 
 
-def demonstrations(task: TaskConfig, path: str | None = None) -> TaskDemonstrations:
-    """Read what the task observes out of its demonstrations, the committed ones unless ``path`` is given.
+def demonstrations(task: TaskConfig, path: str | None = None, filter_key: str | None = None) -> TaskDemonstrations:
+    """Read what the task observes out of its demonstrations.
+
+    Args:
+        task: which.
+        path: of a zarr store or robomimic file; None for the committed store.
+        filter_key: the mask of a robomimic file that names the episodes to read; None for all.
 
     Raises:
-        InvalidInput: no such task, no committed demonstrations, or none of what it observes, at the size it observes.
+        InvalidInput: no such task, no committed demonstrations, a filter key for a store, or none of what the task
+            observes, at the size it observes.
         EnvError: they cannot be read.
     """
     reader = _known(task, _DEMONSTRATIONS)
     source = _committed(task) if path is None else Path(path)
-    read = reader(task, source)
+    read = reader(task, source, filter_key)
     lacking = sorted(task.observation.keys() - read.observations.keys())
     if lacking:
         raise InvalidInput(
@@ -132,7 +157,7 @@ def demonstrations(task: TaskConfig, path: str | None = None) -> TaskDemonstrati
                     f"demonstrated images '{key}'",
                     expected=f"{size} pixels as task.images",
                     got=list(shape[:2]),
-                    mend="correct task.images and task.crop or record them at that size",
+                    mend="correct task.images and task.crop, or give demonstrations of that size",
                 )
             )
     return replace(read, observations={key: read.observations[key] for key in task.observation})
@@ -175,9 +200,10 @@ def _push_t_rate() -> float:
     return float(PushTEnv.metadata["render_fps"])
 
 
-def _push_t_demonstrations(task: TaskConfig, source: Path) -> TaskDemonstrations:
+def _push_t_demonstrations(task: TaskConfig, source: Path, filter_key: str | None) -> TaskDemonstrations:
     from envs.demos.push_t import read_push_t
 
+    _require_no_filter(source, filter_key)
     read = read_push_t(source, images=bool(task.images))
     return TaskDemonstrations(read.observations, read.actions, read.episode_ends)
 
@@ -205,7 +231,7 @@ def _square_size(task: TaskConfig) -> int | None:
     return next(iter(sizes), None)
 
 
-def _robomimic_demonstrations(task: TaskConfig, source: Path) -> TaskDemonstrations:
+def _robomimic_demonstrations(task: TaskConfig, source: Path, filter_key: str | None) -> TaskDemonstrations:
     from envs.demos.robomimic_store import read_store
 
     name = task.world
@@ -214,10 +240,23 @@ def _robomimic_demonstrations(task: TaskConfig, source: Path) -> TaskDemonstrati
     if task.images or source.suffix == ".hdf5":
         from envs.demos.robomimic import read_robomimic
 
-        read = read_robomimic(source, name, absolute=absolute, keys=tuple(task.observation))
+        read = read_robomimic(source, name, absolute=absolute, keys=tuple(task.observation), filter_key=filter_key)
     else:
+        _require_no_filter(source, filter_key)
         read = read_store(source, name, absolute=absolute)
     return TaskDemonstrations(read.observations, read.actions, read.episode_ends)
+
+
+def _require_no_filter(store: Path, filter_key: str | None) -> None:
+    if filter_key is not None:
+        raise InvalidInput(
+            sentence(
+                "filter_key",
+                expected=f"null for {store}, a store without filter keys",
+                got=filter_key,
+                mend="leave it out, or give a robomimic file with demonstrations=PATH.hdf5",
+            )
+        )
 
 
 def _committed(task: TaskConfig) -> Path:
@@ -237,6 +276,7 @@ def _committed(task: TaskConfig) -> Path:
     return store
 
 
+_MODULES = {"push_t": "envs.push_t", **dict.fromkeys(TASKS, "envs.robomimic")}
 _ENVIRONMENTS = {"push_t": _push_t, **dict.fromkeys(TASKS, _robomimic)}
 _RATES_HZ: dict[str, Callable[[], float]] = {"push_t": _push_t_rate, **dict.fromkeys(TASKS, lambda: RATE_HZ)}
 _DEMONSTRATIONS = {"push_t": _push_t_demonstrations, **dict.fromkeys(TASKS, _robomimic_demonstrations)}

@@ -30,7 +30,7 @@ def require_graphics() -> None:
     if os.environ.get("MUJOCO_GL") == _NO_DRAWING and not os.environ.get("DISPLAY"):
         raise EnvError(
             "rendering: expected a working EGL or OSMesa library, got neither; "
-            "install one (apt-get install libegl1 libosmesa6) or record no videos and use no image observations."
+            "install one (apt-get install libegl1 libosmesa6), or give video=0 and a task without images."
         )
 
 

@@ -213,6 +213,11 @@ class Trainer:
         """Record a rollout score of the EMA weights beside the current step."""
         self._rows.append({"step": self.step, "score": score, "seconds": round(self._seconds, 1)})
 
+    @property
+    def has_score(self) -> bool:
+        """Whether a rollout score of the current step is recorded."""
+        return any(row["step"] == self.step and "score" in row for row in self._rows)
+
     def save(self) -> None:
         """Write training state and log; each replaces its older version only once it is whole."""
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -282,7 +287,7 @@ class Trainer:
                 f"training state {path}",
                 expected="the data, network and type of device of this run",
                 got=f"another {other}",
-                mend="give the same task, policy, demonstrations and device or another output folder",
+                mend="give the same task, policy, demonstrations, filter_key and device or another output folder",
             )
         )
 

@@ -44,7 +44,7 @@ def main(config: CalibrateConfig, folder: Path) -> None:
         calibrate_bank(config, policy, folder)
         return
     methods = {each.label: each for each in (method, *map(method.with_budget, config.budgets))}
-    calibration = Calibration(config, policy, demonstrations(config.task, config.demonstrations))
+    calibration = Calibration(config, policy, demonstrations(config.task, config.demonstrations, config.filter_key))
     kept = _kept(config, profile_path(policy)) if config.reuse and not isinstance(method, Search) else None
     for each in methods.values():
         calibration.require_possible(each, kept)

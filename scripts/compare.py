@@ -13,7 +13,7 @@ from studies.evaluations import RESULTS_FILE, read_evaluation, require_same_epis
 from bac.files import write_whole
 from bac.pictures import save_figure
 from bac.results import write_results
-from bac.statistics import Estimate, paired_difference
+from bac.statistics import Estimate, mean_estimate, paired_difference
 from configs.entry import script
 from configs.schema import CompareConfig
 
@@ -43,7 +43,8 @@ def _row(run: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
         "run": run_name(run),
         "gflops": run["gflops"]["cached"],
         "action_error": run["action_error"]["mean"],
-        "score": run["score"],
+        # Not the run's own: of 0 and 1 alone, it may be from before such scores had Wilson's interval.
+        "score": asdict(mean_estimate(run["scores"])),
         "score_difference": asdict(difference),
         "success": run["success"],
         "p50_ms": run["latency_ms"]["cached"]["p50"],

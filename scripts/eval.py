@@ -33,7 +33,7 @@ from bac.statistics import paired_difference
 from configs.controls import ControlMode
 from configs.entry import script
 from configs.schema import EvalConfig
-from configs.tasks import HELD_OUT_SEED, demonstrations, require_task
+from configs.tasks import HELD_OUT_SEED, demonstrations, require_environment, require_task
 from envs.stage import Episode
 from policies.diffusion_policy import DiffusionPolicy
 from policies.evaluation import action_errors, latency_and_flops
@@ -43,6 +43,7 @@ from policies.loading import load_policy, locate_checkpoint, make_schedule
 def main(config: EvalConfig, folder: Path) -> None:
     """Evaluate; print a table, write results, pictures and videos into ``folder``."""
     _require_counts(config)
+    require_environment(config.task, draws=config.video > 0)
     use_threads(config.threads)
     if config.compare not in {None, "none"}:
         raise InvalidInput(
@@ -53,7 +54,7 @@ def main(config: EvalConfig, folder: Path) -> None:
     checkpoint = locate_checkpoint(config.checkpoint or config.task.name)
     policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device, weights=config.weights)
     require_task(config.task, policy.spec)
-    demos = demonstrations(config.task, config.demonstrations)
+    demos = demonstrations(config.task, config.demonstrations, config.filter_key)
     if config.checkpoint is not None:
         Calibration(config.calibration, policy, demos).on_first_use(method)
     schedule = make_schedule(method, policy)

@@ -19,7 +19,7 @@ from bac.pictures import save_figure
 from bac.results import run_provenance, write_results
 from configs.entry import script
 from configs.schema import TrainConfig
-from configs.tasks import demonstrations
+from configs.tasks import demonstrations, require_environment
 from envs.demos.windows import window_index
 from policies.base import PolicySpec
 from policies.checkpoint import PolicyCheckpoint, load_checkpoint, save_checkpoint
@@ -41,8 +41,9 @@ def main(config: TrainConfig, folder: Path) -> None:
     recipe = config.optimiser.build(config.seed)
     spec = config.policy.build(config.task)
     if config.rollout.every:
+        require_environment(config.task, draws=False)
         config.sampler.build(spec.process)
-    demos = demonstrations(config.task, config.demonstrations)
+    demos = demonstrations(config.task, config.demonstrations, config.filter_key)
     observations, actions = demos.joined(spec.low_dim), demos.actions
     least_range = config.task.least_range
     normalizers = (
@@ -121,18 +122,29 @@ def _window_index(episode_ends: np.ndarray, spec: PolicySpec) -> np.ndarray:
 
 
 def _train(config: TrainConfig, trainer: Trainer, snapshot: Callable[[], PolicyCheckpoint]) -> None:
-    every = config.rollout.every
-    with tqdm(total=trainer.config.steps, initial=trainer.step, desc="train", unit="step") as bar:
+    every, steps = config.rollout.every, trainer.config.steps
+
+    def scored(step: int) -> bool:
+        return every > 0 and step > 0 and (step % every == 0 or step == steps)
+
+    with tqdm(total=steps, initial=trainer.step, desc="train", unit="step") as bar:
+
+        def score() -> None:
+            value = _score(config, snapshot())
+            trainer.note_score(value)
+            trainer.save()
+            bar.write(f"step {trainer.step}: score {value:.3f} over {config.rollout.episodes} episodes")
+
+        if scored(trainer.step) and not trainer.has_score:
+            score()
         for progress in trainer.run():
             bar.update()
             bar.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
-            last = progress.step == trainer.config.steps
-            if every and (progress.step % every == 0 or last):
-                score = _score(config, snapshot())
-                trainer.note_score(score)
-                bar.write(f"step {progress.step}: score {score:.3f} over {config.rollout.episodes} episodes")
-            if progress.step % config.save_every == 0 or last:
+            # Before the rollout: whatever ends that, no step is taken twice.
+            if scored(progress.step) or progress.step % config.save_every == 0 or progress.step == steps:
                 trainer.save()
+            if scored(progress.step):
+                score()
 
 
 def _score(config: TrainConfig, checkpoint: PolicyCheckpoint) -> float:

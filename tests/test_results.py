@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bac.statistics import mean_estimate, paired_difference
+from policies.samplers import DiffusionProcess
+from tests.composing import composed
+
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "RESULTS.md"
 RESULTS = ROOT / "docs" / "results"
 PARETO = ("ddpm-100", "ddim-16")
+LEAST_SUCCESS = {"lift": 0.95, "can": 0.90}
+"""Of the uncached policy that ships, by task."""
+ROWS = ("none", "bac10", "bac5", "uniform", "ddim10", "ddim16_bac")
+"""The evaluations of each of these tasks, in the order of RESULTS.md."""
+RENAMED = {
+    "cache.force_last_step=true": "cache.last_step=forced",
+    "cache.force_last_step=false": "cache.last_step=free",
+}
+"""What commands of committed results say for what is now called otherwise."""
 
 
 def read(*path: str) -> dict[str, Any]:
@@ -63,6 +78,59 @@ def test_scores_are_of_a_hundred_paired_episodes(rows: dict[str, dict[str, Any]]
     played = [row for row in rows.values() if "scores" in row]
     assert len(played) >= 15
     assert {len(row["scores"]) for row in played} == {100}
+
+
+def evaluation(task: str, row: str) -> dict[str, Any]:
+    return json.loads((RESULTS / task / f"{row}.json").read_text())
+
+
+@pytest.mark.parametrize("task", LEAST_SUCCESS)
+def test_robomimic_policy_keeps_its_promises(task: str) -> None:
+    runs = {row: evaluation(task, row) for row in ROWS}
+    assert runs["none"]["success"]["mean"] >= LEAST_SUCCESS[task]
+    ((seed, episodes),) = {(run["seed"], len(run["scores"])) for run in runs.values()}
+    assert seed == 100_000
+    assert episodes >= 100
+    shipped = json.loads((ROOT / "policies" / "pretrained" / task / "training.json").read_text())["digest"]
+    assert {run["schedule"]["checkpoint"] for run in runs.values()} == {shipped}
+    successes = {row: run["scores"] for row, run in runs.items()}
+    assert all(set(each) <= {0, 1} for each in successes.values())
+    assert paired_difference(successes["bac10"], successes["none"]).mean >= -0.05
+
+
+@pytest.mark.parametrize("task", LEAST_SUCCESS)
+def test_robomimic_table_is_of_these_evaluations(task: str) -> None:
+    rows = read(task)["rows"]
+    assert len(rows) == len(ROWS)
+    for row, run in zip(rows, (evaluation(task, each) for each in ROWS), strict=True):
+        assert row["evaluation"]["command"] == run["provenance"]["command"]
+        # A success rate has one interval, however old the evaluation.
+        assert row["score"] == row["success"] == run["success"] == asdict(mean_estimate(run["scores"]))
+
+
+def test_the_six_rows_are_the_settings_that_the_document_lists() -> None:
+    listed = re.findall(r"^\d\. `(cache=.*)`$", DOCUMENT.read_text(), flags=re.MULTILINE)
+    assert len(listed) == len(ROWS)
+    for overrides, row in zip(listed, ROWS, strict=True):
+        config = composed("eval", *overrides.split())
+        method, sampler = config.cache.build(), config.sampler.build(DiffusionProcess(100))
+        for task in LEAST_SUCCESS:
+            schedule = evaluation(task, row)["schedule"]
+            assert (method.name, dict(sampler.identity)) == (schedule["method"], schedule["sampler"])
+            assert json.loads(json.dumps(asdict(method))).items() >= schedule["parameters"].items()
+
+
+def test_commands_of_committed_evaluations_compose_under_the_names_of_today() -> None:
+    texts = [path.read_text() for path in RESULTS.rglob("*.json")]
+    commands = {each for text in texts for each in re.findall(r'"command": "python scripts/eval\.py (.*?)"', text)}
+    assert len(commands) >= 20
+    explained, said = (RESULTS / "README.md").read_text(), set()
+    for command in commands:
+        overrides = [each for each in shlex.split(command) if not each.startswith("hydra.")]
+        said |= RENAMED.keys() & set(overrides)
+        composed("eval", *(RENAMED.get(each, each) for each in overrides))
+    assert said == RENAMED.keys()
+    assert all(f"`{name}`" in explained for pair in RENAMED.items() for name in pair)
 
 
 def test_no_placeholder_is_left() -> None:

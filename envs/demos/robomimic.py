@@ -225,10 +225,13 @@ def _require_episodes(
                 f"{[*missing, *sorted(attributes)]}; extract them with robomimic's dataset_states_to_obs.py or leave "
                 "them out of the task's observation."
             )
-        width = episode["actions"].shape[1:]
-        if width != (task.delta_size,):
+        sizes = {f"obs/{key}": size for key, size in task.low_dim.items()}
+        sizes |= dict.fromkeys(("actions", "actions_abs"), task.delta_size)
+        expected = {key: (sizes[key],) for key in (*keys, "actions_abs") if key in sizes and key in episode}
+        widths = {key: episode[key].shape[1:] for key in expected}
+        if widths != expected:
             raise DemonstrationError(
-                f"demonstrations {path}, {name}: expected actions of {task.delta_size} numbers, got {width}; "
+                f"demonstrations {path}, {name}: expected frames of {expected}, got {widths}; "
                 "give the data set of this task."
             )
 

@@ -40,7 +40,7 @@ def calibrate_bank(config: CalibrateConfig, policy: DiffusionPolicy, folder: Pat
     """
     executor = config.executor.select_plain(policy.trunk)
     reference = _reference(policy, executor)
-    demos = demonstrations(config.task, config.demonstrations)
+    demos = demonstrations(config.task, config.demonstrations, config.filter_key)
     family = _family(config, policy)
     candidates = {family[0].name: reference} | {
         each.name: accelerated(policy, each, executor.kind, executor.weights)

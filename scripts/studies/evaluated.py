@@ -17,7 +17,7 @@ from bac.files import write_whole
 from bac.results import run_provenance, write_results
 from bac.sampler_table import SamplerTable
 from bac.schedule import CacheSchedule
-from bac.statistics import Estimate, paired_difference
+from bac.statistics import Estimate, mean_estimate, paired_difference
 from bac.timing import Latency
 from configs.methods import default_method
 from configs.studies import BenchConfig
@@ -56,11 +56,16 @@ def run(config: BenchConfig, folder: Path) -> None:
         "unavailable": missing,
         "provenance": run_provenance(torch.device(config.device), asdict(config)),
     }
-    columns = ("run", "GFLOPs", "score", "difference, paired", "success", *(f"{each} ms" for each in config.executors))
-    text = markdown_table((*columns, "Hz at p99", "against reference"), [_cells(row, config.executors) for row in rows])
+    text = table(rows, config.executors)
     write_whole(folder / "table.md", lambda path: path.write_text(text))
     write_results(folder / "results.json", results)
     print(f"{text}\nreference {latency[REFERENCE].p50_ms:.0f} ms; results in {folder}")
+
+
+def table(rows: Sequence[Mapping[str, Any]], executors: Sequence[str]) -> str:
+    """Return the Markdown table of results' ``rows``, with a column of milliseconds for each executor."""
+    columns = ("run", "GFLOPs", "score", "difference, paired", "success", *(f"{each} ms" for each in executors))
+    return markdown_table((*columns, "Hz at p99", "against reference"), [_cells(row, executors) for row in rows])
 
 
 def _schedule(policy: DiffusionPolicy, told: Mapping[str, Any]) -> tuple[SamplerTable, CacheSchedule]:
@@ -108,7 +113,8 @@ def _row(
     return {
         "run": run_name(run),
         "gflops": run["gflops"]["cached"],
-        "score": run["score"],
+        # Not the run's own: of 0 and 1 alone, it may be from before such scores had Wilson's interval.
+        "score": asdict(mean_estimate(run["scores"])),
         "score_difference": asdict(paired_difference(run["scores"], reference["scores"])),
         "success": run["success"],
         "latency_ms": {executor: each.to_json() for executor, each in taken.items()},

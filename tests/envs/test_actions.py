@@ -70,6 +70,17 @@ def test_delta_and_absolute_actions_are_inverse(arms: int) -> None:
     np.testing.assert_allclose(delta_from_absolute(absolute, positions, rotations), delta, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("arms", [1, 2])
+def test_delta_comes_back_from_a_policys_action(arms: int) -> None:
+    rng = np.random.default_rng(3)
+    delta = rng.uniform(-1, 1, (200, arms * 7))
+    positions, rotations = rng.normal(size=(200, arms, 3)), matrix_from_vector(rng.normal(size=(200, arms, 3)))
+    policy = policy_from_controller(absolute_from_delta(delta, positions, rotations))
+    assert (policy.shape, policy.dtype) == ((200, arms * 10), np.float64)
+    again = delta_from_absolute(controller_from_policy(policy), positions, rotations)
+    np.testing.assert_allclose(again, delta, atol=TOLERANCE)
+
+
 def test_delta_means_five_centimetres_and_half_a_radian_in_the_world() -> None:
     absolute = absolute_from_delta(np.array([1, 0, -3, 0, 0, 1, -1.0]), np.ones((1, 3)), QUARTER_ABOUT_Z[None])
     np.testing.assert_allclose(absolute, [1.05, 1, 0.95, 0, 0, np.pi / 2 + 0.5, -1], atol=1e-12)

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from gymnasium.utils.env_checker import check_env
 from envs.errors import EnvError
 from envs.robomimic import RobomimicEnv, env_args
 from envs.robomimic_tasks import TASKS, is_absolute
+from envs.rollout import rollout
 from envs.rotations import six_from_matrix
 
 pytestmark = pytest.mark.sim
@@ -69,23 +72,71 @@ def test_environment_passes_gymnasium_checks() -> None:
     )
 
 
-def test_same_seed_is_the_same_episode_here_and_in_another_process(lift: RobomimicEnv) -> None:
-    np.random.seed(1)
-    first = play(lift, seed=5)
-    drawn = np.random.rand()
-    other = RobomimicEnv("lift", absolute=False)
-    play(other, seed=6)
-    np.testing.assert_array_equal(play(other, seed=5), first)
+EPISODES = [*((name, False) for name in sorted(TASKS)), ("can", True)]
+"""Task and whether actions are absolute, of the episodes that are the same in any process."""
+
+
+@pytest.fixture(scope="module")
+def played_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What ``play`` returns in another process, by task and kind of actions: one for all, as importing is slow."""
+    path = tmp_path_factory.mktemp("played") / "played.npz"
     code = (
-        "import sys; from envs.robomimic import RobomimicEnv; from tests.envs.test_robomimic import play;"
-        "sys.stdout.buffer.write(play(RobomimicEnv('lift', absolute=False), seed=5).tobytes())"
+        "import sys, numpy as np; from envs.robomimic import RobomimicEnv; from tests.envs.test_robomimic import *;"
+        "played = {f'{name} {absolute}': play(RobomimicEnv(name, absolute=absolute), seed=5)"
+        " for name, absolute in EPISODES}; np.savez(sys.argv[1], **played)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    np.testing.assert_array_equal(np.frombuffer(done.stdout), first)
-    assert not np.array_equal(play(other, seed=6), first)
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+    with np.load(path) as played:
+        return dict(played)
+
+
+@pytest.mark.parametrize(("name", "absolute"), EPISODES)
+def test_same_seed_is_the_same_episode_here_and_in_another_process(
+    name: str, absolute: bool, played_elsewhere: dict[str, np.ndarray]
+) -> None:
+    np.random.seed(1)
+    env = RobomimicEnv(name, absolute=absolute)
+    first = play(env, seed=5)
+    drawn = np.random.rand()
+    other = play(env, seed=6)
+    assert first.shape == other.shape
+    assert not np.array_equal(other, first)
+    np.testing.assert_array_equal(play(env, seed=5), first)
+    np.testing.assert_array_equal(played_elsewhere[f"{name} {absolute}"], first)
     # What robosuite draws from numpy's generator is given back.
     np.random.seed(1)
     assert np.random.rand() == drawn
+    env.close()
+
+
+class _Drawn:
+    """Draws a chunk of two actions from each row's key, and notes what it was shown."""
+
+    observation_steps = 2
+
+    def __init__(self) -> None:
+        self.shown: dict[tuple[int, int], np.ndarray] = {}
+
+    def predict(self, observation: Mapping[str, np.ndarray], noise_keys: Sequence[tuple[int, int]]) -> np.ndarray:
+        for row, key in enumerate(noise_keys):
+            self.shown[key] = np.concatenate([values[row].ravel() for values in observation.values()])
+        return np.stack([np.random.default_rng(key).uniform(-1, 1, (2, 10)) for key in noise_keys])
+
+
+def test_rollout_is_the_same_in_any_number_of_processes() -> None:
+    shown = []
+    for processes in (1, 2):
+        policy = _Drawn()
+        episodes = rollout(
+            partial(RobomimicEnv, "can", max_steps=9), policy, [5, 6, 7], parallel=2, processes=processes
+        )
+        assert [(episode.seed, episode.steps) for episode in episodes] == [(5, 9), (6, 9), (7, 9)]
+        shown.append(policy.shown)
+    one, two = shown
+    assert one.keys() == two.keys() == {(seed, chunk) for seed in (5, 6, 7) for chunk in range(5)}
+    for key, seen in one.items():
+        np.testing.assert_array_equal(two[key], seen)
+    assert not np.array_equal(one[5, 4], one[6, 4])
 
 
 def test_seeds_are_those_of_the_original_runners(lift: RobomimicEnv) -> None:

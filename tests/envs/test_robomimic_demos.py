@@ -16,7 +16,6 @@ import h5py
 from robomimic.utils.dataset import SequenceDataset
 
 from envs.actions import controller_from_policy, policy_from_controller
-from envs.demos.experts import Expert
 from envs.demos.recording import Recorder, make_demonstrations
 from envs.demos.robomimic import RecordedEpisode, RobomimicDemonstrations, read_robomimic, write_robomimic
 from envs.demos.robomimic_store import main, read_store
@@ -120,22 +119,6 @@ def test_nearly_every_episode_succeeds_and_replays(task: str, tmp_path: Path) ->
     assert min(succeed_again(task, tmp_path / "a.hdf5")) >= 0.95
 
 
-def test_expert_picks_up_again_what_it_lost() -> None:
-    env = RobomimicEnv("lift", absolute=False)
-    env.reset(seed=0)
-    expert = Expert("lift", env.simulation, np.random.default_rng(0))
-    lifted = 0
-    for _ in range(120):
-        action = expert.act()
-        # Somebody opens the hand as it lifts.
-        action[-1] = -1 if 30 <= lifted < 40 else action[-1]
-        lifted += lifted >= 30 or action[-1] > 0
-        *_, success, _, _ = env.step(action)
-        if success and lifted >= 40:
-            return
-    pytest.fail("the expert did not come back to the cube")
-
-
 def test_robomimic_reads_it(recorded: Path) -> None:
     keys = tuple(TASKS["lift"].low_dim)
     data = SequenceDataset(
@@ -199,7 +182,9 @@ def test_absolute_actions_of_a_published_file_come_from_its_states(recorded: Pat
     rest = np.setdiff1d(np.arange(len(got)), firsts)
     np.testing.assert_allclose(got[rest, :3], expected[rest, :3], atol=1e-6)
     turns = [matrix_from_vector(actions[rest, 3:6]) for actions in (expected, got)]
-    np.testing.assert_allclose(*turns, atol=2e-6)
+    # robosuite turns its goal by a float32 matrix, 2.2e-7 off what is computed here in float64; actions read as float32
+    # add 2e-8.
+    np.testing.assert_allclose(*turns, atol=1e-6)
     np.testing.assert_array_equal(got[:, 6], expected[:, 6])
 
 
@@ -252,9 +237,17 @@ REFUSALS: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "states": (without("data/demo_2/states"), r"demo_2: expected .*, got none of \['states'\]"),
     "model": (each_episode(lambda episode: episode.attrs.pop("model_file")), r"got none of \['model_file'\]"),
     "data": (without("data"), r"expected a group 'data' with env_args, got \['mask'\]"),
-    "width": (
+    "width of actions": (
         each_episode(lambda episode: replace(episode, "actions", np.zeros((len(episode["actions"]), 14)))),
-        r"demo_0: expected actions of 7 numbers, got \(14,\)",
+        r"demo_0: expected frames of .*'actions': \(7,\).*, got .*'actions': \(14,\)",
+    ),
+    "width of absolute actions": (
+        each_episode(lambda episode: replace(episode, "actions_abs", np.zeros((len(episode["actions"]), 14)))),
+        r"demo_0: expected frames of .*'actions_abs': \(7,\).*, got .*'actions_abs': \(14,\)",
+    ),
+    "width of an observation": (
+        each_episode(lambda episode: replace(episode, "obs/object", np.zeros((len(episode["actions"]), 14)))),
+        r"demo_0: expected frames of {'obs/object': \(10,\).*, got {'obs/object': \(14,\).*; give the data set",
     ),
     "length": (
         each_episode(lambda episode: replace(episode, "actions", np.zeros((3, 7)))),
@@ -341,11 +334,6 @@ def test_failures_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert told == [(seed, seed % 3 == 0) for seed in range(1, 7)]
     with h5py.File(tmp_path / "a.hdf5") as file:
         assert [episode.attrs["seed"] for episode in file["data"].values()] == [3, 6]
-
-
-def test_expert_out_of_time_is_a_failure() -> None:
-    recorder = Recorder("lift", disturbed=0, max_steps=10)
-    assert recorder.record(recorder.environment(), 0) is None
 
 
 def test_interrupted_write_leaves_no_file(tmp_path: Path) -> None:

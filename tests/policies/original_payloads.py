@@ -93,7 +93,7 @@ task:
   obs_dim: OBSERVATION_DIM
   action_dim: ACTION_DIM
   keypoint_dim: 3
-  obs_keys: &obs_keys [object, robot0_eef_pos, robot0_eef_quat, robot0_gripper_qpos]
+  obs_keys: &obs_keys [OBS_KEYS]
   task_name: TASK
   dataset_type: ph
   dataset_path: &dataset_path "data/robomimic/datasets/${task.task_name}/${task.dataset_type}/low_dim.hdf5"
@@ -114,11 +114,13 @@ task:
 """
 
 
-def _robomimic(task: str, observation_dim: int, *, absolute: bool) -> str:
+def _robomimic(task: str, observation_dim: int, *, absolute: bool, arms: int = 1) -> str:
+    hands = [f"robot{arm}_{part}" for arm in range(arms) for part in ("eef_pos", "eef_quat", "gripper_qpos")]
     values = {
         "TASK": task,
         "OBSERVATION_DIM": str(observation_dim),
-        "ACTION_DIM": "10" if absolute else "7",
+        "OBS_KEYS": ", ".join(["object", *hands]),
+        "ACTION_DIM": str(arms * (10 if absolute else 7)),
         "ABSOLUTE": "true" if absolute else "false",
     }
     text = _ROBOMIMIC
@@ -132,6 +134,9 @@ _TASKS = {
     "lift": (_robomimic("lift", 19, absolute=True), 19, 10),
     "lift with deltas": (_robomimic("lift", 19, absolute=False), 19, 7),
     "can": (_robomimic("can", 23, absolute=True), 23, 10),
+    "square": (_robomimic("square", 23, absolute=True), 23, 10),
+    "transport": (_robomimic("transport", 59, absolute=True, arms=2), 59, 20),
+    "transport with deltas": (_robomimic("transport", 59, absolute=False, arms=2), 59, 14),
 }
 """Name -> its part of the configuration, Do, Da."""
 
@@ -200,9 +205,12 @@ def normalizers(task: str) -> dict[str, tuple[Tensor, Tensor]]:
         # 512 pixels to [-1, 1].
         return {key: (torch.full((size,), 1 / 256), -torch.ones(size)) for key, size in (("obs", 20), ("action", 2))}
     action = torch.ones(action_dim), torch.zeros(action_dim)
-    if action_dim == 10:
-        # Of a pose, positions alone are brought to [-1, 1].
-        action[0][:3], action[1][:3] = torch.tensor([5.0, 4.0, 8.0]), torch.tensor([0.1, -0.2, -7.5])
+    # Of a pose, positions alone are brought to [-1, 1].
+    for hand in range(0, action_dim if action_dim % 10 == 0 else 0, 10):
+        action[0][hand : hand + 3], action[1][hand : hand + 3] = (
+            torch.tensor([5.0, 4.0, 8.0]),
+            torch.tensor([0.1, -0.2, -7.5]),
+        )
     return {"obs": (torch.full((observation_dim,), 0.8), torch.zeros(observation_dim)), "action": action}
 
 

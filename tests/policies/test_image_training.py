@@ -1,6 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from policies.base import PolicySpec
@@ -32,6 +33,8 @@ SPEC = PolicySpec(
     DiffusionProcess(10),
     VisionConfig({"image": (36, 36)}, (33, 33)),
 )
+
+LOW_DIM_SPEC = replace(SPEC, observation={"position": 2}, network=replace(SPEC.network, observation_dim=2), vision=None)
 
 
 def _windows() -> TrainingWindows:
@@ -92,3 +95,38 @@ def test_encoder_decays_apart(tmp_path: Path) -> None:
     assert {decay[id(p)] for p in trainer.network.obs_encoder.parameters()} == {0.25}
     assert {decay[id(p)] for p in trainer.network.model.parameters() if p.ndim == 2} == {0.5}
     assert len(decay) == len(list(trainer.network.parameters()))
+
+
+@pytest.mark.parametrize("spec", [SPEC, LOW_DIM_SPEC], ids=["image", "low-dim"])
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+        ),
+    ],
+)
+def test_bf16_trains_and_resumes_on_every_device(device: str, spec: PolicySpec, tmp_path: Path) -> None:
+    config = replace(RECIPE, cycles=(2,), precision="bf16")
+    windows = _windows() if spec.vision is not None else replace(_windows(), images={})
+
+    def trainer(folder: Path) -> Trainer:
+        torch.manual_seed(0)
+        alphas = torch.from_numpy(spec.process.alphas_cumprod())
+        return Trainer(build_network(spec).to(device), windows.to(device), alphas, config, folder, {})
+
+    losses = [progress.loss for progress in trainer(tmp_path / "whole").run()]
+    killed = trainer(tmp_path / "killed")
+    before = [progress.loss for progress in killed.run(until=1)]
+    killed.save()
+    resumed = trainer(tmp_path / "killed")
+    assert resumed.resume()
+    after = [progress.loss for progress in resumed.run()]
+    # bf16 keeps 8 bits of a number, and a GPU adds in any order.
+    assert before + after == pytest.approx(losses, rel=0.02)
+    assert (len(before), len(after), resumed.step) == (1, 1, 2)
+    for parameter in (*resumed.network.parameters(), *resumed.ema.parameters()):
+        assert (parameter.device.type, parameter.dtype) == (device, torch.float32)
+    assert resumed._optimizer.state_dict()["state"][0]["step"] == 2

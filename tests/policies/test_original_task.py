@@ -15,7 +15,9 @@ from policies.original_config import OriginalConfig
 from policies.original_task import OriginalTask, original_task
 from tests.policies.original_payloads import changed, network, original_payload, save
 
-HAND = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
+HAND, OTHER_HAND = (
+    {f"robot{arm}_eef_pos": 3, f"robot{arm}_eef_quat": 4, f"robot{arm}_gripper_qpos": 2} for arm in range(2)
+)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,9 @@ HAND = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
         ("lift", "lift", {"object": 10, **HAND}, 10),
         ("lift with deltas", "lift", {"object": 10, **HAND}, 7),
         ("can", "can", {"object": 14, **HAND}, 10),
+        ("square", "square", {"object": 14, **HAND}, 10),
+        ("transport", "transport", {"object": 41, **HAND, **OTHER_HAND}, 20),
+        ("transport with deltas", "transport", {"object": 41, **HAND, **OTHER_HAND}, 14),
     ],
 )
 def test_checkpoint_becomes_a_policy_of_its_task(
@@ -35,7 +40,11 @@ def test_checkpoint_becomes_a_policy_of_its_task(
     assert policy.checkpoint.training["weights"] == "ema"
     assert policy.artefacts == tmp_path / "latest.ckpt.calibration" / "ema"
     seen = {key: np.full((3, 2, size), 0.1, dtype=np.float32) for key, size in observation.items()}
-    assert policy.predict(seen).shape == (3, 4, action_dim)
+    chunk = policy.predict(seen)
+    assert chunk.shape == (3, 4, action_dim)
+    # Each hand's positions come back in metres, from [-1, 1].
+    for hand in range(0, action_dim if action_dim % 10 == 0 else 0, 10):
+        assert ((chunk[..., hand + 2] >= 6.5 / 8) & (chunk[..., hand + 2] <= 8.5 / 8)).all()
 
 
 def test_two_arms_are_counted() -> None:

@@ -95,7 +95,7 @@ class RealtimeConfig:
         latencies_ms: of a chunk, 0 among them; each row is also played at the latencies measured of it.
         episodes: of each point, the same seeds and noise everywhere.
         parallel: episodes in one policy call.
-        calls: timed chunks of each row, at least 100.
+        calls: timed chunks of each row, at least 100; for ``inpaint`` around the actions that are committed.
         kept: file of what was timed and played so far; a killed study goes on from it.
     """
 
@@ -135,10 +135,11 @@ class BenchConfig:
     """``scripts/bench.py``: time rows in turn, in one process.
 
     Attributes:
-        study: ``latency`` of a chunk under every executor, schedule and sampler; ``growth`` of that time with updates,
-            steps, depth and width; ``tried``, what else could run a plan on a CPU; ``pareto``, error against cost of
-            all methods; ``peers``, the caches of other packages; ``realtime``, score against latency; ``wallclock``,
-            the control loop in real time; ``evaluated``, schedules that ``scripts/eval.py`` played.
+        study: ``latency`` of a chunk, ms, under every executor, schedule and sampler (what it costs in score is
+            ``realtime``); ``growth`` of that time with updates, steps, depth and width; ``tried``, what else could run
+            a plan on a CPU; ``pareto``, error against cost of all methods; ``peers``, the caches of other packages;
+            ``realtime``, score against latency (how long a chunk takes is ``latency``); ``wallclock``, the control loop
+            in real time; ``evaluated``, schedules that ``scripts/eval.py`` played.
         checkpoint: path of a checkpoint; null takes the task's shipped policy.
         demonstrations: a zarr store or robomimic file that errors are judged on; null takes the committed one. What is
             only timed needs none.

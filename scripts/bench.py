@@ -1,4 +1,7 @@
-"""Measure speed: ``python scripts/bench.py task=push_t study=latency``; the studies are in ``scripts/studies``."""
+"""Measure speed: ``python scripts/bench.py task=push_t study=latency``; the studies are in ``scripts/studies``.
+
+``study=latency`` times chunks, ms; ``study=realtime`` plots the score against their latency.
+"""
 
 from __future__ import annotations
 

@@ -21,8 +21,10 @@ ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "RESULTS.md"
 RESULTS = ROOT / "docs" / "results"
 PARETO = ("ddpm-100", "ddim-16")
-LEAST_SUCCESS = {"lift": 0.95, "can": 0.90}
+LEAST_SUCCESS = {"lift": 0.95, "can": 0.90, "square": 0.75}
 """Of the uncached policy that ships, by task."""
+NOT_KEPT = {"square"}
+"""Where BAC at S = 10 loses more than five points, as RESULTS.md says."""
 ROWS = ("none", "bac10", "bac5", "uniform", "ddim10", "ddim16_bac")
 """The evaluations of each of these tasks, in the order of RESULTS.md."""
 RENAMED = {
@@ -53,7 +55,7 @@ def test_tables_are_what_the_report_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "folder",
-    [*(f"pareto/{sampler}" for sampler in PARETO), "bench/peers", "at_ddim10", "lift", "can", "push_t/executors"],
+    [*(f"pareto/{sampler}" for sampler in PARETO), "bench/peers", "at_ddim10", *LEAST_SUCCESS, "push_t/executors"],
 )
 def test_results_come_from_clean_commits(folder: str) -> None:
     results = read(*folder.split("/"))
@@ -95,7 +97,8 @@ def test_robomimic_policy_keeps_its_promises(task: str) -> None:
     assert {run["schedule"]["checkpoint"] for run in runs.values()} == {shipped}
     successes = {row: run["scores"] for row, run in runs.items()}
     assert all(set(each) <= {0, 1} for each in successes.values())
-    assert paired_difference(successes["bac10"], successes["none"]).mean >= -0.05
+    kept = paired_difference(successes["bac10"], successes["none"]).mean >= -0.05
+    assert kept == (task not in NOT_KEPT)
 
 
 @pytest.mark.parametrize("task", LEAST_SUCCESS)

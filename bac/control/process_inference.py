@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import threading
 from collections.abc import Callable
@@ -45,12 +46,12 @@ class ProcessPredictor:
             and a file system or a driver that hangs takes for ever.
 
     Raises:
-        InvalidInput: ``load_s`` is not above 0.
+        InvalidInput: ``load_s`` is not above 0 and finite.
     """
 
     def __init__(self, make: Callable[[], Predict], load_s: float = 300.0) -> None:
-        if not load_s > 0:
-            raise InvalidInput(sentence("load_s", expected="more than 0 seconds", got=load_s, mend="correct it"))
+        if not 0 < load_s < math.inf:
+            raise InvalidInput(sentence("load_s", expected="finite seconds above 0", got=load_s, mend="correct it"))
         self._make, self._load_s = make, load_s
         self._starting, self._changing = threading.Lock(), threading.Lock()
         self._process: Any = None

@@ -142,7 +142,7 @@ def play_wallclock(
     """
     played = []
     time = MonotonicClock() if clock is None else clock
-    threads: list[Thread] = []
+    threads: list[Thread] = []  # of one episode: more than one if inference was started again
 
     def begin() -> None:
         threads.append(current_thread())
@@ -150,6 +150,7 @@ def play_wallclock(
 
     with closing(world.make_env()) as env:
         for seed in seeds:
+            threads.clear()
             with closing(ThreadInference(world.source.predictor(seed), time, begin)) as inference:
                 row = _Running(world, env, seed, inference, time)
                 row.loop.start()

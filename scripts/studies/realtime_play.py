@@ -110,6 +110,7 @@ def play_controlled(
         of_inference.update(control.hygiene.of_inference().apply())
 
     with control.hygiene.of_loop().applied() as of_loop:
+        # Timed where it will be computed: in a thread that is prepared as the inference thread is.
         with ThreadPoolExecutor(1, initializer=prepare) as as_inference:
             measure = partial(measured_for, policy, settings_of, max(config.latency_calls, FEWEST_CALLS))
             trace = as_inference.submit(latency_trace, config.latency, side, measure).result()

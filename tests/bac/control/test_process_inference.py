@@ -217,8 +217,8 @@ def test_a_process_that_loads_for_ever_is_killed_and_said_to_be(tmp_path: Path) 
         predictor.start()
     assert not predictor.loading
     assert not predictor._process.is_alive()
-    for load_s in (0.0, float("nan")):
-        with pytest.raises(InvalidInput, match=r"^load_s: expected more than 0 seconds, got"):
+    for load_s in (0.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidInput, match=r"^load_s: expected finite seconds above 0, got"):
             ProcessPredictor(make_hanging, load_s)
 
 

@@ -25,10 +25,11 @@ from policies.benchmark import Row, sampled_rows
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import load_policy, make_schedule
 from policies.samplers import sampler_named
-from studies.evaluations import read_evaluation, require_same_episodes, run_name, schedule_name
+from studies.evaluations import read_evaluation, require_same_episodes, run_name, schedule_name, successes
 from studies.latency import reference_loop
 from studies.rows import REFERENCE, markdown_table, require_package, started, timed
 
+_DIFFERENCE = "{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 _Named = dict[str, tuple[SamplerTable, CacheSchedule]]
 
 
@@ -63,9 +64,16 @@ def run(config: BenchConfig, folder: Path) -> None:
 
 
 def table(rows: Sequence[Mapping[str, Any]], executors: Sequence[str]) -> str:
-    """Return the Markdown table of results' ``rows``, with a column of milliseconds for each executor."""
-    columns = ("run", "GFLOPs", "score", "difference, paired", "success", *(f"{each} ms" for each in executors))
-    return markdown_table((*columns, "Hz at p99", "against reference"), [_cells(row, executors) for row in rows])
+    """Return the Markdown table of results' ``rows``, with a column of milliseconds for each executor.
+
+    The difference of success rates has a column where the score is not the success.
+    """
+    apart = any(row["score"] != row["success"] for row in rows)
+    columns = ("run", "GFLOPs", "score", "difference, paired", "success", *("difference, paired",) * apart)
+    timed_by = tuple(f"{each} ms" for each in executors)
+    return markdown_table(
+        (*columns, *timed_by, "Hz at p99", "against reference"), [_cells(row, executors, apart=apart) for row in rows]
+    )
 
 
 def _schedule(policy: DiffusionPolicy, told: Mapping[str, Any]) -> tuple[SamplerTable, CacheSchedule]:
@@ -117,6 +125,7 @@ def _row(
         "score": asdict(mean_estimate(run["scores"])),
         "score_difference": asdict(paired_difference(run["scores"], reference["scores"])),
         "success": run["success"],
+        "success_difference": asdict(paired_difference(successes(run), successes(reference))),
         "latency_ms": {executor: each.to_json() for executor, each in taken.items()},
         "auto": chosen,
         "control_rate_hz": None if auto is None else 1e3 / auto.p99_ms,
@@ -125,14 +134,15 @@ def _row(
     }
 
 
-def _cells(row: Mapping[str, Any], executors: Sequence[str]) -> tuple[str, ...]:
+def _cells(row: Mapping[str, Any], executors: Sequence[str], *, apart: bool) -> tuple[str, ...]:
     times = row["latency_ms"]
     return (
         row["run"],
         f"{row['gflops']:.2f}",
         str(Estimate(**row["score"])),
-        "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row["score_difference"]),
+        _DIFFERENCE.format(**row["score_difference"]),
         str(Estimate(**row["success"])),
+        *((_DIFFERENCE.format(**row["success_difference"]),) if apart else ()),
         *(f"{times[each]['p50']:.0f}" if each in times else "-" for each in executors),
         *(
             "-" if row[key] is None else f"{row[key]:.1f}{unit}"

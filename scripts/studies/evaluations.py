@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,25 @@ def require_same_episodes(reference: dict[str, Any], run: dict[str, Any]) -> Non
                     what, expected=of(reference), got=of(run), mend="evaluate both on the same episodes and policy"
                 )
             )
+
+
+def successes(results: Mapping[str, Any]) -> list[bool]:
+    """Return which episodes succeeded: those of the full score 1, as on every task here.
+
+    Raises:
+        Mismatch: these are not as many as the results say.
+    """
+    full = [score >= 1 for score in results["scores"]]
+    if not math.isclose(sum(full) / len(full), results["success"]["mean"]):
+        raise Mismatch(
+            sentence(
+                "share of episodes with the full score",
+                expected=f"{results['success']['mean']}, the success rate",
+                got=sum(full) / len(full),
+                mend="evaluate it again with this version",
+            )
+        )
+    return full
 
 
 def run_name(results: Mapping[str, Any]) -> str:

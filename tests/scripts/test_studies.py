@@ -18,7 +18,8 @@ import torch
 import train
 from studies import growth, pareto, stages
 from studies.calibration import Calibration
-from studies.evaluations import read_evaluation, require_same_episodes, run_name
+from studies.evaluated import table
+from studies.evaluations import read_evaluation, require_same_episodes, run_name, successes
 from studies.kept import Kept
 from studies.latency import user_loop
 from studies.rows import started
@@ -212,6 +213,28 @@ def test_episodes_of_another_length_are_not_paired() -> None:
     require_same_episodes(played(), played(**HALF))
     with pytest.raises(Mismatch, match="longest episode, control steps: expected 300, got 200; evaluate both"):
         require_same_episodes(played(), played(**SHORTER))
+
+
+def test_the_full_score_is_a_success() -> None:
+    assert successes(played(scores=[0.99, 1.0], success={"mean": 0.5})) == [False, True]
+    with pytest.raises(Mismatch, match=r"full score: expected 1\.0, the success rate, got 0\.5; evaluate it again"):
+        successes(played(scores=[0.99, 1.0], success={"mean": 1.0}))
+
+
+def test_success_has_a_difference_of_its_own_where_it_is_not_the_score() -> None:
+    def estimate(mean: float) -> dict[str, float]:
+        return {"mean": mean, "low": mean - 0.125, "high": mean + 0.125}
+
+    timing = {"latency_ms": {"eager": {"p50": 120.0}}, "control_rate_hz": 8.0, "speedup": 9.0}
+    row = {"run": "bac", "gflops": 2.0, "score": estimate(0.75), "score_difference": estimate(-0.25), **timing}
+    same = row | {"success": estimate(0.75), "success_difference": estimate(-0.25)}
+    other = row | {"success": estimate(0.5), "success_difference": estimate(-0.5)}
+    times = "120 | 8.0 | 9.0x |"
+    score = "| bac | 2.00 | 0.750 [0.625, 0.875] | -0.250 [-0.375, -0.125] |"
+    assert f"{score} 0.750 [0.625, 0.875] | {times}" in table([same], ["eager"])
+    told = table([same, other], ["eager"])
+    assert f"{score} 0.500 [0.375, 0.625] | -0.500 [-0.625, -0.375] | {times}" in told
+    assert "| success | difference, paired | eager ms |" in told.splitlines()[0]
 
 
 @pytest.mark.parametrize(

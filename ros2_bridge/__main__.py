@@ -97,7 +97,16 @@ def _run(options: argparse.Namespace, given: dict[str, Any]) -> None:
 
 
 def _transport(options: argparse.Namespace) -> str:
+    """Return who carries the messages.
+
+    Raises:
+        InvalidInput: a bag is replayed, and something is said of a live transport.
+    """
     if options.replay:
+        for option, said in (("--transport", options.transport != "auto"), ("--domain", options.domain is not None)):
+            if said:
+                got, mend = f"it with --replay {options.replay}", "leave one of the two out"
+                raise InvalidInput(sentence(option, expected="live messages with it", got=got, mend=mend))
         return "replay"
     if options.transport == "auto":
         return "dds" if importlib.util.find_spec("rclpy") is None else "rclpy"

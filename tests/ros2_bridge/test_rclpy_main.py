@@ -83,6 +83,17 @@ def test_what_only_the_other_transport_does_is_refused(nodes: list[Any], toy_fil
     assert nodes == []
 
 
+@pytest.mark.parametrize("live", ["--transport=dds", "--transport=rclpy", "--domain=0"])
+def test_what_is_said_of_a_live_transport_is_refused_beside_a_bag(
+    nodes: list[Any], toy_file: str, monkeypatch: pytest.MonkeyPatch, live: str
+) -> None:
+    monkeypatch.setattr(command_line, "_run", lambda *_: pytest.fail("ran"))
+    told = rf"^error: {live.partition('=')[0]}: expected live messages with it, got it with --replay bag; leave one"
+    with pytest.raises(SystemExit, match=told):
+        command_line.main(["--params", toy_file, "--replay", "bag", live])
+    assert nodes == []
+
+
 @pytest.mark.parametrize("domain", ["-1", "233"])
 def test_a_domain_that_is_none_is_refused(nodes: list[Any], toy_file: str, domain: str) -> None:
     with pytest.raises(SystemExit, match=f"^error: DDS domain: expected 0 to 232, got {domain}; "):

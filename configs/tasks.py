@@ -83,12 +83,12 @@ class TaskDemonstrations:
 
 
 def environment(task: TaskConfig) -> Callable[[], Env]:
-    """Return what makes one environment of the task.
+    """Return what makes one environment of the task, of ``envs`` alone: another process imports nothing else for it.
 
     Raises:
         InvalidInput: no such environment.
     """
-    return partial(_known(task, _ENVIRONMENTS), task)
+    return _known(task, _ENVIRONMENTS)(task)
 
 
 def require_environment(task: TaskConfig, *, draws: bool) -> None:
@@ -188,10 +188,10 @@ def require_task(task: TaskConfig, policy: PolicySpec) -> None:
     raise Mismatch(sentence(f"policy for task={task.name}", expected=expected, got=got, mend=mend))
 
 
-def _push_t(task: TaskConfig) -> Env:
+def _push_t(task: TaskConfig) -> Callable[[], Env]:
     from envs.push_t import PushTEnv
 
-    return PushTEnv(max_steps=task.max_steps, observation=tuple(task.observation))
+    return partial(PushTEnv, max_steps=task.max_steps, observation=tuple(task.observation))
 
 
 def _push_t_rate() -> float:
@@ -208,11 +208,12 @@ def _push_t_demonstrations(task: TaskConfig, source: Path, filter_key: str | Non
     return TaskDemonstrations(read.observations, read.actions, read.episode_ends)
 
 
-def _robomimic(task: TaskConfig) -> Env:
+def _robomimic(task: TaskConfig) -> Callable[[], Env]:
     from envs.robomimic import RobomimicEnv
 
     name = task.world
-    return RobomimicEnv(
+    return partial(
+        RobomimicEnv,
         name,
         absolute=is_absolute(name, task.action_dim),
         observation=tuple(task.observation),

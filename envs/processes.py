@@ -4,14 +4,48 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
 from threading import Thread
 
 
-def spawned(processes: int) -> ProcessPoolExecutor:
-    """Return a pool of so many processes; spawned, for a fork would share the parent's graphics and threads."""
-    context = multiprocessing.get_context("spawn")
+def spawned(processes: int, sent: object) -> ProcessPoolExecutor:
+    """Return a pool of so many processes; spawned, for a fork would share the parent's graphics and threads.
+
+    Args:
+        processes: at least 1.
+        sent: what they will work with. Only where it is of the parent's main module do they import that: a script's
+            imports, torch and plots, take seconds and no environment needs them.
+    """
+    context = SpawnContext() if b"__main__" in pickle.dumps(sent) else _WithoutMain()
     return ProcessPoolExecutor(processes, mp_context=context, initializer=_watch_parent)
+
+
+class _Process(SpawnProcess):
+    def start(self) -> None:
+        with _main_left_out():
+            super().start()
+
+
+class _WithoutMain(SpawnContext):
+    Process = _Process
+
+
+@contextmanager
+def _main_left_out() -> Iterator[None]:
+    """Let the main module seem to come from nowhere, which is how ``spawn`` knows that there is none to import."""
+    main = vars(sys.modules["__main__"])
+    kept = {name: main[name] for name in main if name in {"__spec__", "__file__"}}
+    main.pop("__file__", None)
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(kept)
 
 
 def _watch_parent() -> None:

@@ -109,7 +109,7 @@ class Stages:
     def __init__(self, make_env: Callable[[], Env], slots: int, observation_steps: int, processes: int) -> None:
         shares = [len(range(own, slots, processes)) for own in range(processes)]
         with ExitStack() as opened:
-            self._workers = [opened.enter_context(spawned(1)) for _ in shares]
+            self._workers = [opened.enter_context(spawned(1, make_env)) for _ in shares]
             # All build at the same time, and what one refuses is raised here as it is.
             for future in [
                 worker.submit(_open, make_env, share, observation_steps)

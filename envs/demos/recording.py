@@ -221,7 +221,7 @@ def _attempts(
     with ExitStack() as stack:
         side_by_side: Callable[..., Iterator[bool]] = map
         if processes > 1:
-            side_by_side = stack.enter_context(spawned(processes)).map
+            side_by_side = stack.enter_context(spawned(processes, attempt)).map
         while True:
             # As many as are missing: no attempt is wasted when all succeed.
             batch = [next(seeds) for _ in range(missing)]

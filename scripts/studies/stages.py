@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from statistics import median
 from typing import Any
 
@@ -19,6 +17,7 @@ from bac.executors import ExecutorKind, WeightType
 from bac.methods import full_schedule
 from bac.timing import device_synchroniser, measure_stages
 from configs.studies import BenchConfig
+from envs.processes import spawned
 from policies.benchmark import FULL, PolicySource, Row, executor_rows, start
 from policies.loading import load_policy
 from studies.rows import markdown_table
@@ -88,7 +87,7 @@ def starts_markdown(starts: dict[str, dict[str, Any]]) -> str:
 
 
 def _in_new_process(work: Callable[[], float]) -> float:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with spawned(1, work) as pool:
         return pool.submit(work).result()
 
 

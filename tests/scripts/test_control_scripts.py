@@ -14,16 +14,14 @@ from pathlib import Path
 import pytest
 
 from bac.control import DeviceProfile, ScheduleBank
+from tests.commands import SCRIPTS, run_script
 
-SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
 SMALL = ["policy.layers=2", "policy.width=32", "policy.heads=2", "policy.train_steps=10", "optimiser.batch_size=8"]
 CHECKPOINT = ["checkpoint=run/checkpoint.safetensors", "threads=1", "executor=eager"]
 
 
 def run(folder: Path, script: str, *overrides: str, status: int = 0) -> str:
-    command = [sys.executable, str(SCRIPTS / f"{script}.py"), *overrides]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == status, done.stdout + done.stderr
+    done = run_script(folder, script, *overrides, status=status)
     return done.stdout + done.stderr
 
 

@@ -1,8 +1,6 @@
 """The path of the data from images, small: Push-T in a store as published, for it needs no graphics library."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +8,13 @@ import pytest
 
 from envs.demos.push_t import read_push_t
 from envs.demos.replay import Demonstrations, write_demonstrations
+from tests.commands import run_script
 
-SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
 SMALL = ["task=push_t_image", "threads=1", "demonstrations=published.zarr.zip"]
 
 
 def _run(folder: Path, script: str, *overrides: str, ok: bool = True) -> str:
-    command = [sys.executable, str(SCRIPTS / f"{script}.py"), *overrides]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
-    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    done = run_script(folder, script, *overrides, status=0 if ok else 1)
     return done.stdout if ok else done.stderr
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,12 @@ from studies.calibration import Calibration
 import envs.robomimic  # noqa: F401
 from envs.demos.robomimic import read_robomimic
 from envs.errors import EnvError
+from tests.commands import run_script
 from tests.composing import composed
 from tests.policies.original_payloads import original_payload, save
 
 pytestmark = pytest.mark.sim
 
-SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
 SMALL = ["policy.layers=2", "policy.width=16", "policy.heads=2", "policy.train_steps=10", "optimiser.batch_size=4"]
 STEPS = ["optimiser.cycles=[2]", "optimiser.warmup_steps=1", "sampler.steps=2"]
 SHORT = ["episodes=1", "task.max_steps=8", "processes=1", "video=0", "latency_calls=1", "error_observations=2"]
@@ -32,10 +30,7 @@ FEW = ["calibration.observations=2", "calibration.sensitivity_observations=0", "
 
 
 def _run(folder: Path, script: str, *overrides: str) -> str:
-    command = [sys.executable, str(SCRIPTS / f"{script}.py"), *overrides]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return run_script(folder, script, *overrides).stdout
 
 
 def _results(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import train
-from studies import growth, pareto, stages
+from studies import growth, latency, pareto, stages
 from studies.calibration import Calibration
 from studies.evaluated import table
 from studies.evaluations import read_evaluation, require_same_episodes, run_name, successes
@@ -28,7 +29,7 @@ from bac.control import LatencyBudget
 from bac.errors import CorruptArtefact, InvalidInput, Mismatch, Unavailable
 from bac.executors import ChunkNoise, ExecutorKind, WeightType
 from bac.methods import CrossChunk, full_schedule
-from policies.benchmark import executor_rows
+from policies.benchmark import Row, executor_rows
 from policies.diffusion_policy import DiffusionPolicy
 from policies.diffusion_trunk import DiffusionTransformerTrunk
 from policies.loading import load_policy, make_schedule
@@ -270,6 +271,20 @@ def test_a_start_that_is_not_to_be_had_is_told_beside_the_others(monkeypatch: py
     assert "| compiled fp32 | 6.00 | 2.00 | 3x |" in told
     assert "- compiled bf16: not here; no compiler; install one." in told
     assert "not here" in stages.starts_markdown({"compiled fp32": {"unavailable": "no"}})
+
+
+def test_memory_is_measured_of_every_row_that_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Row(name, lambda _: pytest.fail("built here"), 10, None) for name in ("small", "nowhere", "large")]
+    source = partial(load_policy, "push_t")
+
+    def measured(row: Row, given: object) -> int:
+        assert given is source
+        if row.name == "nowhere":
+            raise Unavailable("no compiler; install one.")
+        return len(row.name)
+
+    monkeypatch.setattr(latency, "row_memory", measured)
+    assert latency._memory(rows, source) == {"small": 5, "nowhere": None, "large": 5}
 
 
 def test_stages_of_an_image_policy_are_timed_without_demonstrations(

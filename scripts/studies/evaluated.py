@@ -115,6 +115,8 @@ def _row(
     named: _Named,
 ) -> dict[str, Any]:
     name = schedule_name(run["schedule"])
+    succeeded = successes(run)
+    compared = succeeded if run is reference else successes(reference)
     chosen = select_for(named[name][1], policy.trunk, ExecutorKind.AUTO).kind
     taken = {row.removesuffix(f", {name}"): each for row, each in latency.items() if row.endswith(f", {name}")}
     auto = taken.get(chosen)
@@ -125,7 +127,7 @@ def _row(
         "score": asdict(mean_estimate(run["scores"])),
         "score_difference": asdict(paired_difference(run["scores"], reference["scores"])),
         "success": run["success"],
-        "success_difference": asdict(paired_difference(successes(run), successes(reference))),
+        "success_difference": asdict(paired_difference(succeeded, compared)),
         "latency_ms": {executor: each.to_json() for executor, each in taken.items()},
         "auto": chosen,
         "control_rate_hz": None if auto is None else 1e3 / auto.p99_ms,

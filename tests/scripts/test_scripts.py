@@ -447,6 +447,8 @@ def test_evaluated_schedules_are_made_again_and_timed_under_every_executor(train
     rows = {row["run"]: row for row in results["rows"]}
     assert list(rows) == ["none", "none on ddim-4 trailing", "bac S=3 n=5"]
     cached = rows["bac S=3 n=5"]
+    assert rows["none"]["success_difference"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert cached["success_difference"]["low"] < cached["success_difference"]["high"]
     assert cached["gflops"] == evaluation["gflops"]["cached"] < rows["none"]["gflops"]
     assert (cached["score"], cached["success"]) == (
         asdict(mean_estimate(evaluation["scores"])),

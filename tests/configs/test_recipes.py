@@ -12,7 +12,8 @@ RECIPES = {
     "lift": (10, [1500], 0),
     "can": (10, [3000], 0),
     "square": (10, [3000, 3000], 0),
-    **dict.fromkeys(("lift_image", "can_image", "square_image"), (10, [30000], 10000)),
+    "lift_image": (10, [1000], 0),
+    **dict.fromkeys(("can_image", "square_image"), (10, [30000], 10000)),
     "push_t_image": (16, [30000], 10000),
 }
 """Task -> horizon, cycles, steps between rollouts."""

@@ -11,13 +11,16 @@ import pytest
 import torch
 
 import bac
+from bac.control import DeviceProfile, ScheduleBank
 from bac.errors import Mismatch
 from bac.profile import FeatureProfile
 from bac.schedule import CacheSchedule
 from configs.methods import default_method
+from policies.bank import BANK_FILE, load_member
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import (
     PRETRAINED,
+    bank_folder,
     load_policy,
     make_schedule,
     profile_path,
@@ -107,6 +110,24 @@ def test_calibrating_a_shipped_policy_again_is_not_refused(task: str) -> None:
         method = default_method(kept.method).with_budget(budget)
         assert method.label == path.stem
         require_free(method, policy)
+
+
+def test_the_bank_that_ships_is_whole_and_selects_within_a_budget() -> None:
+    policy = shipped("push_t")
+    home = bank_folder(policy)
+    bank = ScheduleBank.load(home / BANK_FILE)
+    assert bank.checkpoint == policy.checkpoint.digest
+    listed = {home / entry.schedule for entry in bank.entries}
+    assert listed == {path for path in home.rglob("*.json") if path.parent not in (home, home / "devices")}
+    for entry in bank.entries:
+        member = load_member(policy, home, entry)
+        sampled = DiffusionPolicy(policy.checkpoint, member.sampler, artefacts=policy.artefacts)
+        member.schedule.require(sampled.provenance, sampled.trunk.blocks, member.sampler.steps)
+    (path,) = (home / "devices").iterdir()
+    on = bank.on(device := DeviceProfile.load(path))
+    fit = [entry for entry in bank.entries if device.latency[entry.name].p99_ms <= 80]
+    assert 0 < len(fit) < len(bank.entries)
+    assert on.select(80.0).action_error == min(entry.action_error for entry in fit)
 
 
 def test_shipped_schedule_refuses_another_sampler() -> None:

@@ -1,5 +1,6 @@
 """From parameters to a policy that is built and warm: the shipped Push-T policy."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,25 @@ def test_a_bank_is_read_once_and_one_that_was_timed_on_another_device_or_torch_i
     replace(timed, versions={"torch": "1.0"}).save(kept)
     with pytest.raises(Mismatch, match=r"torch 1\.0; run scripts/latency_budget\.py measure=true on this device\.$"):
         load(settings)
+
+
+def test_the_bank_that_ships_gives_a_node_the_schedules_of_its_budget(tmp_path: Path) -> None:
+    policy = load_policy("push_t")
+    shutil.copytree(bank_folder(policy), tmp_path / "bank")
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint.symlink_to(locate_checkpoint("push_t"))
+    (path,) = (tmp_path / "bank" / "devices").iterdir()
+    # As if it had been timed here, with the executor of this test.
+    executor, about = select("eager", policy.trunk), run_provenance(policy.trunk.device, {})
+    here = {key: about[key] for key in ("device", "threads", "versions")}
+    timed = replace(DeviceProfile.load(path), executor=executor.kind, dtype=executor.weights, **here)
+    timed.save(device_path(tmp_path / "bank", policy.trunk.device, executor))
+    ready = load(_settings(checkpoint=str(checkpoint), budget_ms=80.0))
+    p99 = [timed.latency[name].p99_ms for name in ready.caches]
+    assert len(ready.caches) == 3
+    assert p99[0] <= 80
+    assert p99 == sorted(p99, reverse=True)
+    assert ready.chunk(_request(), 2, 100000).shape == (15, 2)
 
 
 def test_schedules_that_were_not_built_are_refused() -> None:

@@ -35,7 +35,6 @@ def test_node_and_evaluation_score_alike_at_the_same_latencies() -> None:
     assert abs(mean - evaluated["score"]["mean"]) <= 0.05
 
 
-@pytest.mark.xfail(strict=True, reason="one action of 2958 came after the robot had given it up; to be measured again")
 def test_no_tick_of_the_closed_loop_is_lost() -> None:
     driven = _read("closed_loop")
     assert driven["ticks_lost"] == {"missed": 0, "surplus": 0, "overruns": 0}

@@ -25,6 +25,11 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    @property
+    def signed(self) -> str:
+        """As text with signs, for a difference: ``+0.006 [-0.022, +0.033]``."""
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
 
 def mean_estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     """Return the mean of float[N] with its interval: Wilson's where all are 0 or 1, else the bootstrap's.

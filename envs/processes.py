@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
 from threading import Thread
 
+from envs.errors import EnvError
+
 
 def spawned(processes: int, sent: object) -> ProcessPoolExecutor:
     """Return a pool of so many processes; spawned, for a fork would share the parent's graphics and threads.
@@ -20,8 +22,18 @@ def spawned(processes: int, sent: object) -> ProcessPoolExecutor:
         processes: at least 1.
         sent: what they will work with. Only where it is of the parent's main module do they import that: a script's
             imports, torch and plots, take seconds and no environment needs them.
+
+    Raises:
+        EnvError: it cannot be sent.
     """
-    context = SpawnContext() if b"__main__" in pickle.dumps(sent) else _WithoutMain()
+    try:
+        of_main = b"__main__" in pickle.dumps(sent)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise EnvError(
+            "environment processes: expected what another process can import, as a function that a module has, got "
+            f"{sent} ({error}); define it there, or play with processes=1."
+        ) from error
+    context = SpawnContext() if of_main else _WithoutMain()
     return ProcessPoolExecutor(processes, mp_context=context, initializer=_watch_parent)
 
 

@@ -105,8 +105,8 @@ def _transport(options: argparse.Namespace) -> str:
     if options.replay:
         for option, said in (("--transport", options.transport != "auto"), ("--domain", options.domain is not None)):
             if said:
-                got, mend = f"it with --replay {options.replay}", "leave one of the two out"
-                raise InvalidInput(sentence(option, expected="live messages with it", got=got, mend=mend))
+                got, mend = f"--replay {options.replay}", "leave one of the two out"
+                raise InvalidInput(sentence(option, expected="live messages", got=got, mend=mend))
         return "replay"
     if options.transport == "auto":
         return "dds" if importlib.util.find_spec("rclpy") is None else "rclpy"

@@ -56,14 +56,13 @@ def _row(run: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    difference = row["score_difference"]
     return (
         row["run"],
         f"{row['gflops']:.2f}",
         # Errors are against the uncached policy with the run's own sampler.
         "-" if row["run"].startswith("none") else f"{row['action_error']:.4f}",
         str(Estimate(**row["score"])),
-        "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**difference),
+        Estimate(**row["score_difference"]).signed,
         f"{row['success']['mean']:.2f}",
         f"{row['p50_ms']:.0f}",
         f"{row['control_rate_hz']:.1f}",

@@ -35,21 +35,21 @@ class Done:
     stderr: str
 
 
-def run_script(folder: Path, script: str, *overrides: str, status: int | None = 0) -> Done:
+def run_script(folder: Path, script: str, *overrides: str, status: int = 0) -> Done:
     """Run ``python scripts/SCRIPT.py OVERRIDES`` in a folder.
 
     Args:
         folder: the working directory.
         script: file name without its ending.
         overrides: the command line.
-        status: what the exit status must be; None allows any.
+        status: what the exit status must be.
     """
     with tempfile.TemporaryDirectory() as kept:
         files = [str(Path(kept) / name) for name in ("stdout", "stderr")]
         request = {"folder": str(folder), "command": [str(SCRIPTS / f"{script}.py"), *overrides], "files": files}
         ended = _ask(json.dumps(request))
         done = Done(ended, *(Path(file).read_text() for file in files))
-    assert status is None or done.status == status, done.stdout + done.stderr
+    assert done.status == status, done.stdout + done.stderr
     return done
 
 

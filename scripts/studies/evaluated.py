@@ -29,7 +29,6 @@ from studies.evaluations import read_evaluation, require_same_episodes, run_name
 from studies.latency import reference_loop
 from studies.rows import REFERENCE, markdown_table, require_package, started, timed
 
-_DIFFERENCE = "{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 _Named = dict[str, tuple[SamplerTable, CacheSchedule]]
 
 
@@ -142,9 +141,9 @@ def _cells(row: Mapping[str, Any], executors: Sequence[str], *, apart: bool) -> 
         row["run"],
         f"{row['gflops']:.2f}",
         str(Estimate(**row["score"])),
-        _DIFFERENCE.format(**row["score_difference"]),
+        Estimate(**row["score_difference"]).signed,
         str(Estimate(**row["success"])),
-        *((_DIFFERENCE.format(**row["success_difference"]),) if apart else ()),
+        *((Estimate(**row["success_difference"]).signed,) if apart else ()),
         *(f"{times[each]['p50']:.0f}" if each in times else "-" for each in executors),
         *(
             "-" if row[key] is None else f"{row[key]:.1f}{unit}"

@@ -247,8 +247,7 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     numbers = ["-" if row[key] is None else form.format(row[key]) for key, form in shown.items()]
     if "score" not in row:
         return (row["label"], *numbers, "-", "-")
-    difference = "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row["score_difference"])
-    return (row["label"], *numbers, str(Estimate(**row["score"])), difference)
+    return (row["label"], *numbers, str(Estimate(**row["score"])), Estimate(**row["score_difference"]).signed)
 
 
 def _lines(results: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:

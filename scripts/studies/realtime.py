@@ -24,7 +24,7 @@ from bac.methods import NoCache
 from bac.pictures import save_figure
 from bac.results import run_provenance, write_results
 from bac.schedule import CacheSchedule
-from bac.statistics import paired_difference
+from bac.statistics import Estimate, paired_difference
 from configs.controls import hold_of
 from configs.methods import default_method
 from configs.studies import BenchConfig
@@ -171,7 +171,7 @@ def _cells(point: Mapping[str, Any]) -> tuple[str, ...]:
         point["seam"],
         f"measured, p99 {point['p99_ms']:.0f}" if measured else f"{point['latency']:g}",
         "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**point["score"]),
-        "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**point["score_difference"]),
+        Estimate(**point["score_difference"]).signed,
         f"{ticks['held'] / max(ticks['ticks'], 1):.1%}",
         f"{point['action_age_ms'].get('p99', 0):.0f}",
         f"{point['seam_jump'].get('mean', float('nan')):.1f}",

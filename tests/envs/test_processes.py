@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from envs.errors import EnvError
+from envs.processes import spawned
+
 PROGRAM = """
 import sys
 import torch  # torch: what a script imports and no environment needs
@@ -56,3 +59,9 @@ def test_the_main_module_is_imported_only_where_what_is_sent_is_of_it(sent: str,
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{told}\n{path} None\n"
+
+
+def test_what_cannot_be_sent_is_refused_in_one_sentence() -> None:
+    told = r"^environment processes: expected what another process can import, .*, got <.*lambda.*; define it there, or"
+    with pytest.raises(EnvError, match=told):
+        spawned(1, lambda: None)

@@ -88,7 +88,7 @@ def test_what_is_said_of_a_live_transport_is_refused_beside_a_bag(
     nodes: list[Any], toy_file: str, monkeypatch: pytest.MonkeyPatch, live: str
 ) -> None:
     monkeypatch.setattr(command_line, "_run", lambda *_: pytest.fail("ran"))
-    told = rf"^error: {live.partition('=')[0]}: expected live messages with it, got it with --replay bag; leave one"
+    told = rf"^error: {live.partition('=')[0]}: expected live messages, got --replay bag; leave one"
     with pytest.raises(SystemExit, match=told):
         command_line.main(["--params", toy_file, "--replay", "bag", live])
     assert nodes == []

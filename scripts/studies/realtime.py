@@ -45,6 +45,7 @@ _COLUMNS = (
     "latency ms",
     "score",
     "against no latency",
+    "against the first row",
     "held ticks",
     "action age p99 ms",
     "seam jump",
@@ -88,7 +89,7 @@ def run(config: BenchConfig, folder: Path) -> None:
         trace = traces[name, seam] if latency == MEASURED else [float(latency)]
         told = kept.get(key, partial(_played, config, policies[name], played_as, trace))
         points.append({"row": name, "seam": str(seam), "latency": latency, "p99_ms": p99(trace), **told})
-    _against_no_latency(points)
+    _compare(points)
     results = {
         "points": points,
         "traces_ms": {name: {str(seam): traces[name, seam] for seam in seams} for name in policies},
@@ -156,11 +157,17 @@ def _settings(config: BenchConfig, policy: DiffusionPolicy, seam: Seam, p99_ms: 
     )
 
 
-def _against_no_latency(points: list[dict[str, Any]]) -> None:
-    """Add to every point its paired difference to the same row and seam without latency."""
+def _compare(points: list[dict[str, Any]]) -> None:
+    """Add to every point its paired differences: to its row and seam without latency, and to the first row's point.
+
+    At ``measured`` each row is played at the latency that is its own.
+    """
+    first = points[0]["row"]
     still = {(each["row"], each["seam"]): each["scores"] for each in points if each["latency"] == 0.0}
+    rival = {(each["seam"], each["latency"]): each["scores"] for each in points if each["row"] == first}
     for each in points:
         each["score_difference"] = asdict(paired_difference(each["scores"], still[each["row"], each["seam"]]))
+        each["row_difference"] = asdict(paired_difference(each["scores"], rival[each["seam"], each["latency"]]))
 
 
 def _cells(point: Mapping[str, Any]) -> tuple[str, ...]:
@@ -172,6 +179,7 @@ def _cells(point: Mapping[str, Any]) -> tuple[str, ...]:
         f"measured, p99 {point['p99_ms']:.0f}" if measured else f"{point['latency']:g}",
         "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**point["score"]),
         Estimate(**point["score_difference"]).signed,
+        Estimate(**point["row_difference"]).signed,
         f"{ticks['held'] / max(ticks['ticks'], 1):.1%}",
         f"{point['action_age_ms'].get('p99', 0):.0f}",
         f"{point['seam_jump'].get('mean', float('nan')):.1f}",

@@ -227,16 +227,20 @@ def test_score_against_latency_is_played_once_and_kept(banked: Path) -> None:
     assert all(each["counters"]["waited"] == 2 * 3 for each in points if each["latency"] == 300)
     kept = json.loads((banked / "kept.json").read_text())
     assert sum("|measured|" in key and "|replace|" not in key for key in kept) == 2 * 3  # a trace twice, and its point
-    marked = {
-        key: each | {"scores": [0.25, 0.5] if "|0.0|" in key else [0.5, 0.625]} if "scores" in each else each
-        for key, each in kept.items()
-    }
-    (banked / "kept.json").write_text(json.dumps(marked))
+    uncached = next(iter(kept)).split("|")[0]
+
+    def marked(key: str) -> list[float]:
+        scores = [0.25, 0.5] if "|0.0|" in key else [0.5, 0.625]
+        return scores if key.startswith(uncached) else [each + 0.25 for each in scores]
+
+    played = {key: each | {"scores": marked(key)} if "scores" in each else each for key, each in kept.items()}
+    (banked / "kept.json").write_text(json.dumps(played))
     run(banked, "bench", *common)
     again = results(banked, "bench")["points"]
-    assert [each["scores"] for each in again] == [[0.25, 0.5], [0.5, 0.625], [0.5, 0.625]] * 4
-    # Episode by episode against the same row and seam without latency: 0.25 and 0.125.
+    assert [each["scores"] for each in again[:6]] == [[0.25, 0.5], [0.5, 0.625], [0.5, 0.625]] * 2
+    # Episode by episode against the same row and seam without latency, 0.25 and 0.125, and against the first row.
     assert [each["score_difference"]["mean"] for each in again] == [0, 0.1875, 0.1875] * 4
+    assert [each["row_difference"]["mean"] for each in again] == [0] * 6 + [0.25] * 6
 
 
 def test_the_loop_in_real_time_counts_every_tick_alone_and_beside_a_busy_process(banked: Path) -> None:

@@ -28,6 +28,7 @@ from bac.control import (
 )
 from bac.control.clock import Clock
 from bac.control.loop import Hold
+from bac.errors import Unavailable, sentence
 from envs.stage import Env, Episode
 from policies.realtime import ChunkSource
 
@@ -129,6 +130,7 @@ def play_wallclock(
     *,
     clock: Clock | None = None,
     prepare: Callable[[], object] = lambda: None,
+    leaving_s: float = 300.0,
     on_episode: Callable[[Episode], object] = lambda _: None,
 ) -> list[RealtimeEpisode]:
     """Play an episode per seed in real time, one after the other, inference in its own thread, which ends with it.
@@ -138,7 +140,11 @@ def play_wallclock(
         seeds: the episodes.
         clock: of the loops; by default the monotonic clock.
         prepare: called first in each inference thread.
+        leaving_s: how long a chunk that is under way when its episode ends may still take.
         on_episode: called with each episode when it ends.
+
+    Raises:
+        Unavailable: a chunk that took longer.
     """
     played = []
     time = MonotonicClock() if clock is None else clock
@@ -159,7 +165,16 @@ def play_wallclock(
                     row.end_tick()
             # A chunk that nobody will execute would compete with the next episode's first.
             for thread in threads:
-                thread.join()
+                thread.join(leaving_s)
+                if thread.is_alive():
+                    raise Unavailable(
+                        sentence(
+                            f"inference of episode {seed}",
+                            expected=f"to finish its last chunk within {leaving_s:g} s of the episode's end",
+                            got="no answer",
+                            mend="see what its predictor waits for",
+                        )
+                    )
             played.append(row.result())
             on_episode(played[-1].episode)
     return played

@@ -18,7 +18,7 @@ from studies.realtime_play import MEASURED, drawn_from, latency_trace, measured_
 
 import bac
 from bac.control import ActionLimits, LoopSettings, MonotonicClock, Predict, Request, Seam, repeat, ticks_for
-from bac.errors import CorruptArtefact, InvalidInput
+from bac.errors import CorruptArtefact, InvalidInput, Unavailable
 from bac.schedule import CacheSchedule
 from configs.studies import BenchConfig
 from envs.push_t import PushTEnv
@@ -216,6 +216,23 @@ def test_wall_clock_plays_on_while_the_policy_takes_two_periods_and_a_half(polic
     assert counters.deadline_misses == sum(tick + 1 < ticks for tick in asked)
     assert elapsed_s >= (ticks - 1) * period_s
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_policy_that_never_answers_ends_the_run_with_a_sentence(policy: DiffusionPolicy) -> None:
+    released = threading.Event()
+
+    class Hanging(ChunkSource):
+        def predictor(self, seed: int | None = None) -> Predict:
+            def hang(_: Request) -> np.ndarray:
+                released.wait()
+                raise InvalidInput("given up")
+
+            return hang
+
+    made = world(policy, max_steps=2, rate_hz=20.0, deadline_ticks=1)
+    with pytest.raises(Unavailable, match=rf"^inference of episode {SEEDS[0]}: expected to finish its last"):
+        play_wallclock(replace(made, source=Hanging([policy])), SEEDS[:1], leaving_s=0.05)
+    released.set()
 
 
 class Counting(ChunkSource):

@@ -208,7 +208,8 @@ class ChunkBuffer:
 
     def _joined(self, chunk: ActionChunk, at: int, old: _Entry | None) -> _Entry:
         action = np.array(chunk.actions[at - chunk.first_tick])
-        total, weight, count = action, 1.0, 1
+        # The sum of sound actions must be finite too, which float16 does not promise.
+        total, weight, count = action.astype(np.result_type(action.dtype, np.float32)), 1.0, 1
         if self._seam is Seam.BLEND and old is not None:
             share = math.exp(-self._decay * old.count)
             total, weight, count = old.total + share * action, old.weight + share, old.count + 1

@@ -33,27 +33,32 @@ class ActionLimits:
             )
 
 
-def refusal_of(actions: object, limits: ActionLimits | None) -> str | None:
+def refusal_of(actions: object, limits: ActionLimits | None, channels: int | None = None) -> str | None:
     """Return why a chunk must not be executed, or None.
 
     Args:
-        actions: what a predictor gave; should be finite float[N, Da] with N >= 1, within the limits.
+        actions: what a predictor gave; should be finite float[N, Da] with N >= 1 and Da >= 1, within the limits, which
+            are rounded to the precision of the actions: one that was clipped to them is within.
         limits: of the actions; None checks the rest.
+        channels: Da of the chunks before it; None before the first.
     """
-    if not isinstance(actions, np.ndarray) or actions.ndim != 2 or not len(actions) or actions.dtype.kind != "f":
+    if not isinstance(actions, np.ndarray) or actions.ndim != 2 or not actions.size or actions.dtype.kind != "f":
         shown = f"{actions.dtype}{list(actions.shape)}" if isinstance(actions, np.ndarray) else type(actions).__name__
-        return sentence("chunk", expected="float[N, Da], N >= 1", got=shown, mend="check the predictor")
+        return sentence("chunk", expected="float[N, Da], N and Da >= 1", got=shown, mend="check the predictor")
     if not np.isfinite(actions).all():
         first = int(np.flatnonzero(~np.isfinite(actions).all(axis=1))[0])
         return sentence(
             "chunk", expected="finite actions", got=f"action {first} {actions[first]}", mend="check weights"
         )
+    named = "the limits" if limits is not None else "the chunks before"
+    channels = len(limits.low) if limits is not None else channels
+    if channels is not None and actions.shape[1] != channels:
+        got, expected = f"{actions.shape[1]} channels", f"{channels} as {named}"
+        return sentence("chunk", expected=expected, got=got, mend="check the predictor")
     if limits is None:
         return None
-    if actions.shape[1:] != np.shape(limits.low):
-        got, expected = f"{actions.shape[1]} channels", f"{len(limits.low)} as the limits"
-        return sentence("chunk", expected=expected, got=got, mend="check the predictor")
-    outside = ((actions < limits.low) | (actions > limits.high)).any(axis=1)
+    low, high = (np.asarray(each).astype(actions.dtype) for each in (limits.low, limits.high))
+    outside = ((actions < low) | (actions > high)).any(axis=1)
     if outside.any():
         first = int(np.flatnonzero(outside)[0])
         within = f"actions within {np.asarray(limits.low).tolist()} and {np.asarray(limits.high).tolist()}"

@@ -23,7 +23,8 @@ class InFlight:
         self._request: Request | None = None
         self._lost: str | None = None
         self._deadline_ns = 0
-        self._counted = self._missed = False
+        self._counted = False
+        self._missed: int | None = None
         self._heard_ns = 0
         self.latency = RecentStatistics()
 
@@ -44,7 +45,11 @@ class InFlight:
         self._inference.submit(request)
 
     def fetch(self, tick: int) -> Answer | None:
-        """Return the answer to the request if it is there; whether it is in time is counted."""
+        """Return the answer to the request if it is there; whether it is in time is counted.
+
+        Args:
+            tick: the one that the clock tells; the loop may still be at one that is over.
+        """
         answer = self._inference.poll()
         if answer is None:
             return None
@@ -52,9 +57,9 @@ class InFlight:
         if request is None or answer.request.number != request.number:
             self._counters.ignored += 1
             return None
-        # ``act`` of the deadline tick sees what is not there. If that tick was overslept, its beginning decides.
+        # ``act`` of the deadline tick sees what is not there. If that tick was over by then, its beginning decides.
         if tick > self._deadline(request) and answer.finished_ns > self._deadline_ns:
-            self._miss()
+            self._miss(request)
         self._request = None
         self.latency.add((answer.finished_ns - request.submitted_ns) / NS_PER_MS)
         return answer
@@ -64,9 +69,9 @@ class InFlight:
         if self._inference.loading:
             self._heard_ns = now_ns
         reason = None if self._request is None else self._inference.dead or self._stall(self._request, now_ns)
-        if reason is None:
+        if self._request is None or reason is None:
             return False
-        self._miss()
+        self._miss(self._request)
         self._request = None
         self._counters.given_up += 1
         if self._counters.restarts < self._settings.restarts:
@@ -81,17 +86,17 @@ class InFlight:
         """Return whether there is a request whose deadline has come."""
         return self._request is not None and tick >= self._deadline(self._request)
 
-    def missed(self, tick: int) -> bool:
-        """Return whether a deadline was missed since the last call, this tick's included."""
-        if self.overdue(tick):
-            self._miss()
-        missed, self._missed = self._missed, False
+    def missed(self, tick: int) -> int | None:
+        """Return the level of a request that missed its deadline since the last call, this tick's included, or None."""
+        if self._request is not None and self.overdue(tick):
+            self._miss(self._request)
+        missed, self._missed = self._missed, None
         return missed
 
-    def _miss(self) -> None:
-        """Count the request as missed, once, and keep it for the next ``missed``."""
+    def _miss(self, request: Request) -> None:
+        """Count the request as missed, once, and keep its level for the next ``missed``."""
         if not self._counted:
-            self._counted = self._missed = True
+            self._counted, self._missed = True, request.level
             self._counters.deadline_misses += 1
 
     def _deadline(self, request: Request) -> int:

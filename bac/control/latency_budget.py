@@ -68,7 +68,7 @@ class LatencyBudget:
         time = MonotonicClock() if clock is None else clock
         for _ in range(warmup):
             call()
-        taken_ms, tick = [], 0
+        taken_ms, tick, overruns = [], 0, 0
         grid = None if self.rate_hz is None else TickGrid(time.now_ns(), self.rate_hz)
         for _ in range(calls):
             if grid is not None:
@@ -78,11 +78,14 @@ class LatencyBudget:
             ended = time.now_ns()
             taken_ms.append((ended - began) / NS_PER_MS)
             # After an overrun the next call waits for a tick of the grid, as the loop does.
-            tick = tick + 1 if grid is None else max(tick, grid.index(ended)) + 1
-        return self.judge(taken_ms)
+            if grid is not None:
+                overruns += ended > grid.at_ns(tick + 1)
+                tick = max(tick, grid.index(ended))
+            tick += 1
+        return self.judge(taken_ms, overruns)
 
-    def judge(self, taken_ms: Sequence[float]) -> LatencyVerdict:
-        """Judge calls that took so many milliseconds each.
+    def judge(self, taken_ms: Sequence[float], overruns: int = 0) -> LatencyVerdict:
+        """Judge calls that took so many milliseconds each, ``overruns`` of them until after the next should begin.
 
         Raises:
             InvalidInput: no calls, or one that took no time a call can take.
@@ -92,7 +95,7 @@ class LatencyBudget:
             raise InvalidInput(
                 sentence("latencies", expected="at least one, finite, in ms", got=values.tolist(), mend="time calls")
             )
-        return LatencyVerdict(self, tuple(values.tolist()))
+        return LatencyVerdict(self, tuple(values.tolist()), overruns)
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,12 @@ class LatencyVerdict:
     Attributes:
         budget: what they were held to.
         taken_ms: of each call, in order, milliseconds.
+        overruns: how many calls were not over when the next should have begun, whether they took or began too long.
     """
 
     budget: LatencyBudget
     taken_ms: tuple[float, ...]
+    overruns: int = 0
 
     @property
     def p50_ms(self) -> float:
@@ -122,11 +127,6 @@ class LatencyVerdict:
         """Whether the 99th percentile is within the budget."""
         return self.p99_ms <= self.budget.p99_ms
 
-    @property
-    def overruns(self) -> int:
-        """How many calls were not over when the next should have begun."""
-        return 0 if self.budget.rate_hz is None else sum(each > 1e3 / self.budget.rate_hz for each in self.taken_ms)
-
     def __str__(self) -> str:
         pace = "" if self.budget.rate_hz is None else f" at {self.budget.rate_hz:g} Hz, {self.overruns} overrun(s)"
         return (
@@ -137,11 +137,13 @@ class LatencyVerdict:
 
     def histogram(self) -> str:
         """Return the calls as text: a line per bin of equal width, and where the budget is."""
-        low, high = min(self.taken_ms), max(*self.taken_ms, self.budget.p99_ms)
+        each_and_budget = (*self.taken_ms, self.budget.p99_ms)
+        low, high = min(each_and_budget), max(each_and_budget)
         counts, edges = np.histogram(self.taken_ms, bins=_BINS, range=(low, max(high, low + 1e-3)))
         lines = []
-        for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
-            mark = " <- budget" if left < self.budget.p99_ms <= right else ""
+        holding = max(int(np.searchsorted(edges, self.budget.p99_ms)) - 1, 0)
+        for number, (count, left, right) in enumerate(zip(counts, edges[:-1], edges[1:], strict=True)):
+            mark = " <- budget" if number == holding else ""
             bar = "#" * math.ceil(_BAR * count / max(counts))
             lines.append(f"{left:9.2f} - {right:9.2f} ms {count:6d} {bar}{mark}".rstrip())
         return "\n".join(lines)

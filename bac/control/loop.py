@@ -11,7 +11,7 @@
 Action i of a chunk asked for at tick t is due at tick t + i. Only if the robot has been at rest since tick t is the
 whole chunk due from the tick at which it arrives, unless its observation is older than ``rest_age_ms`` by then: it is
 dropped whole. A tick without a fresh observation ends the plan: what is buffered is dropped, and so is the answer to a
-request made at that tick or before it.
+request made at that tick or before it. An action whose tick is over before ``act`` is dropped, as an overslept one is.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from bac.control.inference import Inference, Observation, Request
 from bac.control.loop_types import Command, CommandKind, Fallback, LoopCounters, LoopReport, LoopSettings
 from bac.control.statistics import RecentStatistics
 from bac.errors import InvalidInput, sentence
+
+_OVER = "the tick was over before its action could be executed"
 
 Hold = Callable[[np.ndarray], np.ndarray]
 """(last executed action float[Da]) -> what keeps the robot where it is, float[Da]."""
@@ -69,10 +71,12 @@ class ControlLoop:
         self._tick = -1
         self._newest: Observation | None = None
         self._newest_tick = -1
+        self._told_ns = self._grid.at_ns(0)
         self._counters = LoopCounters()
         self._flight = InFlight(settings, inference, self._counters)
         self._next_request = 0
         self._requested_stamp: int | None = None
+        self._channels: int | None = None
         self._executed_tick = -1
         self._executed: np.ndarray | None = None
         self._stale_tick = -1
@@ -116,6 +120,7 @@ class ControlLoop:
                 sentence("control loop", expected="no tick yet", got=self._tick, mend="make another loop")
             )
         self._grid = TickGrid(self._clock.now_ns(), self._settings.rate_hz)
+        self._told_ns = self._grid.at_ns(0)
 
     def run(
         self,
@@ -124,6 +129,8 @@ class ControlLoop:
         ticks: int | None = None,
     ) -> LoopReport:
         """Tick until the loop stops, or until ``ticks`` ticks are over, skipped ones included.
+
+        Where the last of them is overslept, the tick that is on then is the last.
 
         Args:
             observe: returns what was sensed since the last tick, or None; must not block.
@@ -140,10 +147,11 @@ class ControlLoop:
         """Sleep until the next tick begins, or skip to the one that is on; return it."""
         due_ns = self._grid.at_ns(self._tick + 1)
         # A clock that stands before a time it has told would take as long as it jumped to come to the next tick.
-        if self._clock.now_ns() >= self._grid.at_ns(max(self._tick, 0)):
+        if self._now_ns() >= self._told_ns:
             self._clock.sleep_until_ns(due_ns)
-        late_ns = self._clock.now_ns() - due_ns
-        if late_ns < 0 or late_ns > self._settings.jump_ms * NS_PER_MS:
+        now_ns = self._now_ns()
+        late_ns = now_ns - due_ns
+        if now_ns < self._told_ns or late_ns < 0 or late_ns > self._settings.jump_ms * NS_PER_MS:
             self._tick += 1
             bound = f"a time at most {self._settings.jump_ms:g} ms after it was due"
             self._stop(sentence("clock", expected=bound, got=f"{late_ns / NS_PER_MS:+.3f} ms", mend="start a new loop"))
@@ -157,25 +165,28 @@ class ControlLoop:
 
     def sense(self, observation: Observation | None) -> None:
         """Take an observation, fetch what inference finished, and ask for the next chunk if it is time."""
-        now_ns = self._clock.now_ns()
+        now_ns = self._now_ns()
         if observation is not None:
             if observation.stamp_ns > now_ns or (self._newest and observation.stamp_ns < self._newest.stamp_ns):
                 self._counters.refused_observations += 1
             else:
-                self._newest, self._newest_tick = observation, self._tick
+                # One that was sensed when the last one was may be handed over anew by a sensor that is silent.
+                if self._newest is None or observation.stamp_ns > self._newest.stamp_ns:
+                    self._newest_tick = self._tick
+                self._newest = observation
         self._fetch(now_ns)
-        if self._flight.revive(now_ns):
+        if self._stopped is None and self._flight.revive(now_ns):
             self._requested_stamp, self._next_request = None, self._tick
         self._request(now_ns)
 
     def act(self) -> Command:
         """Return what to do in this tick."""
-        now_ns = self._clock.now_ns()
+        now_ns = self._now_ns()
         self._fetch(now_ns)
         missed = self._flight.missed(self._tick)
         command = self._command(now_ns)
         self._counters.ticks += 1
-        change = self._degrader.tick(missed or (command.kind is CommandKind.HOLD and self._lacks_a_chunk()))
+        change = self._degrade(missed, command)
         self._counters.degradations += change > 0
         self._counters.recoveries += change < 0
         return command
@@ -194,17 +205,27 @@ class ControlLoop:
             stopped=self._stopped,
         )
 
+    def _now_ns(self) -> int:
+        """Read the clock; one that has told a later time stops the loop."""
+        now_ns = self._clock.now_ns()
+        if now_ns < self._told_ns:
+            back = f"{(now_ns - self._told_ns) / NS_PER_MS:+.3f} ms"
+            self._stop(sentence("clock", expected="no time before one it has told", got=back, mend="start a new loop"))
+        self._told_ns = max(now_ns, self._told_ns)
+        return now_ns
+
     def _fetch(self, now_ns: int) -> None:
-        answer = self._flight.fetch(self._tick)
+        answer = self._flight.fetch(self._grid.index(now_ns))
         if answer is None:
             return
-        reason = answer.failure or refusal_of(answer.actions, self._limits)
+        reason = answer.failure or refusal_of(answer.actions, self._limits, self._channels)
         if reason is not None:
             self._counters.refused += 1
             self._counters.last_refusal = reason
             self._next_request = self._tick
             return
         assert answer.actions is not None  # the guards refuse anything else
+        self._channels = answer.actions.shape[1]
         self._counters.accepted += 1
         self._counters.accepted_actions += len(answer.actions)
         if self._stopped is not None:
@@ -214,13 +235,13 @@ class ControlLoop:
 
     def _take(self, request: Request, actions: np.ndarray, now_ns: int) -> None:
         rested = self._executed_tick < request.tick and not len(self._buffer)
-        late = rested and self._tick > request.tick and _older(request.observation, now_ns, self._settings.rest_age_ms)
+        first = max(self._tick, self._grid.index(now_ns)) if rested else request.tick
+        late = first > request.tick and _older(request.observation, now_ns, self._settings.rest_age_ms)
         if late or request.tick <= self._stale_tick:
             # Nothing is buffered, in either case, so that another is asked for at once.
             self._counters.late_actions += len(actions)
             return
         self._resuming = False
-        first = self._tick if rested else request.tick
         committed = 0 if request.committed is None else len(request.committed)
         chunk = ActionChunk(actions, first, request.number, request.observation.stamp_ns, committed)
         # Within act() this tick's action is still to be taken, and so it is within sense().
@@ -229,6 +250,14 @@ class ControlLoop:
         self._counters.kept_actions += taken.kept
         self._counters.cut_actions += taken.cut
         self._counters.replaced_actions += taken.replaced
+
+    def _degrade(self, missed: int | None, command: Command) -> int:
+        """Tell the degrader whether inference was too slow, and at which level; return the change."""
+        request, level = self._flight.request, self._degrader.level
+        held = command.kind is CommandKind.HOLD and command.reason != _OVER and self._lacks_a_chunk()
+        if held and request is not None and request.level != level:
+            return 0  # what is waited for was asked of another level
+        return self._degrader.tick(held or missed == level)
 
     def _lacks_a_chunk(self) -> bool:
         """Return whether it is inference that a tick without an action waits for longer than it may."""
@@ -264,17 +293,20 @@ class ControlLoop:
         due = self._buffer.take(self._tick)
         stale = self._stale(now_ns)
         self._counters.stale += stale
-        if due is not None and not stale:
+        over = now_ns >= self._grid.at_ns(self._tick + 1)
+        if due is not None and not stale and not over:
             return self._execute(due, now_ns)
-        if self._flight.lost is not None:
+        if self._flight.lost is not None and (due is None or stale):
             self._stop(self._flight.lost, due)
             return self._stop_command()
-        reason = "the newest observation is stale" if stale else self._lacking()
+        reason = "the newest observation is stale" if stale else self._lacking() if due is None else _OVER
         if self._executed is not None and self._settings.fallback is Fallback.STOP:
             self._stop(f"control loop at tick {self._tick}: {reason}, and the fallback is stop.", due)
             return self._stop_command()
         if stale:
             self._end_plan(due)
+        elif due is not None:
+            self._counters.overslept_actions += 1
         if self._executed is None:
             self._counters.waited += 1
             return Command(CommandKind.WAIT, self._tick, reason=reason)
@@ -300,7 +332,7 @@ class ControlLoop:
         self._stale_tick, self._resuming = self._tick, True
 
     def _stop(self, reason: str, due: DueAction | None = None) -> None:
-        self._stopped = reason
+        self._stopped = self._stopped or reason
         self._counters.dropped_at_stop += self._buffer.clear() + (due is not None)
 
     def _stop_command(self) -> Command:

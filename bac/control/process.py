@@ -137,6 +137,7 @@ def _lock() -> _Undo:
 def _tried(attempt: Callable[[], _Undo], given_back: ExitStack) -> str:
     try:
         given_back.callback(attempt())
-    except (OSError, AttributeError, Unavailable) as refusal:  # no right to it, or a system without it
+    # No right to it, a system without it, no torch (Unavailable), or a number that no core has.
+    except (OSError, AttributeError, ValueError, OverflowError) as refusal:
         return str(refusal)
     return "done"

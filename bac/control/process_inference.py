@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import multiprocessing
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -29,15 +30,19 @@ class _Reply:
     death: str | None = None
 
 
+_ENDING_S = 60.0
+"""How long a killed process may take to end: it may hold much memory, or wait for a device."""
+
 _UNTOLD = _Reply(death="killed, or crashed outside of Python")
 
 
 class ProcessPredictor:
     """A ``Predict`` that another process computes; give it to ``ThreadInference``, whose thread waits for the answer.
 
-    The process starts with ``start`` or at the first call, and again at the first call after it died. A call while
-    another still waits, from a thread that was left behind, kills the process that hangs: no answer can reach the wrong
-    request. A process that still loads is not killed: the later call waits for it, and the earlier one is refused.
+    The process starts with ``start`` or at the first call. A call that finds it dead says so, and the next one starts
+    it again: so a loop counts every death, and its ``restarts`` bound them. A call while another still waits, from a
+    thread that was left behind, kills the process that hangs: no answer can reach the wrong request. A process that
+    still loads is not killed: the later call waits for it, and the earlier one is refused.
 
     Args:
         make: called in the process, returns the predictor; picklable.
@@ -67,7 +72,7 @@ class ProcessPredictor:
 
     @property
     def loading(self) -> bool:
-        """Whether the process was started and has not made its predictor yet."""
+        """Whether the process has not made its predictor yet, or the one before it is being ended."""
         return self._loading
 
     def start(self) -> None:
@@ -82,15 +87,20 @@ class ProcessPredictor:
         """Return float[N, Da] as ``Predict`` does.
 
         Raises:
-            ProcessDied: the process ended meanwhile; the sentence says of which exception, if it was one.
+            ProcessDied: the process ended, meanwhile or since the last call; the sentence says of which exception, if
+                it was one.
             BacError: the predictor refused the input, or a later call came while the process loaded.
         """
         with self._changing:
             self._calls += 1
             call = self._calls
             if self._waiting is not None:
-                self.close()
+                with self._while_loading():
+                    self.close()
                 self._waiting = None
+            elif self._ready and not self._process.is_alive():
+                self._ready = False
+                raise ProcessDied(f"inference process {self.pid} died: {_UNTOLD.death}")
         pipe = self._started()
         with self._changing:
             if call != self._calls:
@@ -114,36 +124,54 @@ class ProcessPredictor:
         return actions
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it does.
+
+        Raises:
+            ProcessDied: it was killed and did not end within a minute, as one that waits for a broken driver.
+        """
         self._ready = False
         if self._process is not None:
             self._process.kill()  # one that is stopped, or hangs in a library, does not end for less
-            self._process.join()
+            self._process.join(_ENDING_S)
+            if self._process.is_alive():
+                raise ProcessDied(f"inference process {self.pid} was killed and did not end within {_ENDING_S:g} s")
+
+    @contextmanager
+    def _while_loading(self) -> Iterator[None]:
+        """Say so meanwhile: a predictor that is not there is not silent."""
+        self._loading = True
+        try:
+            yield
+        finally:
+            self._loading = False
 
     def _started(self) -> Connection:
         with self._starting:
             if self._pipe is not None and self._ready and self._process.is_alive():
                 return self._pipe
-            self.close()
-            self._loading = True
-            try:
+            with self._while_loading():
+                self.close()
                 pipe = self._pipe = self._spawned()
                 ready = pipe.poll(self._load_s)
                 death = _received(pipe).death if ready else f"killed after {self._load_s:g} s"
-            finally:
-                self._loading = False
-            if death is not None:
-                self.close()
-                raise ProcessDied(f"inference process {self.pid} died while it loaded: {death}")
+                if death is not None:
+                    self.close()
+                    raise ProcessDied(f"inference process {self.pid} died while it loaded: {death}")
             self._ready = True
             return pipe
 
     def _spawned(self) -> Connection:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(self._make, theirs), daemon=True)
-        self._process.start()
-        theirs.close()  # so that the end of the process ends the pipe
+        process = context.Process(target=_serve, args=(self._make, theirs), daemon=True)
+        try:
+            process.start()
+        except BaseException:  # as of a predictor that cannot be pickled
+            ours.close()
+            raise
+        finally:
+            theirs.close()  # so that the end of the process ends the pipe
+        self._process = process
         return ours
 
 

@@ -73,7 +73,7 @@ def latency_budget(
 ) -> Iterator[Callable[[Callable[[], object]], LatencyVerdict]]:
     """Times what it is given, fails the test if the budget of the marker is exceeded, returns the verdict.
 
-    A test that passes and never called it fails at its teardown.
+    A test that passes and never called it fails at its teardown, and so does one that passes over its budget.
     """
     marker = request.node.get_closest_marker(_MARKER)
     if marker is None:
@@ -83,6 +83,8 @@ def latency_budget(
     except (BacError, TypeError) as refusal:
         pytest.fail(f"@pytest.mark.{_MARKER}: {refusal}", False)
     yield check
+    if check.passed and check.exceeded is not None:
+        pytest.fail(check.exceeded, False)  # raised where it did not end the test: in another thread, or caught
     if check.passed and not check.measured:
         mend = f"call {_MARKER} with what is to be timed"
         pytest.fail(sentence(f"fixture {_MARKER}", expected="a call to time", got="none", mend=mend), False)
@@ -101,10 +103,12 @@ class _Check:
     def __init__(self, clock: Clock, budget: LatencyBudget, calls: int, warmup: int) -> None:
         self._clock, self._budget, self._calls, self._warmup = clock, budget, calls, warmup
         self.passed, self.measured = False, 0
+        self.exceeded: str | None = None
 
     def __call__(self, call: Callable[[], object]) -> LatencyVerdict:
         verdict = self._budget.measure(call, calls=self._calls, warmup=self._warmup, clock=self._clock)
         self.measured += 1
         if not verdict.kept:
-            pytest.fail(f"{verdict}\n{verdict.histogram()}", False)
+            self.exceeded = f"{verdict}\n{verdict.histogram()}"
+            pytest.fail(self.exceeded, False)
         return verdict

@@ -64,6 +64,19 @@ def test_histogram_counts_every_call_and_marks_the_budget() -> None:
     assert sum(int(line.split()[4]) for line in lines) == 200
     assert [line for line in lines if "<- budget" in line] == lines[-1:]
     assert len(measured(LatencyBudget(50), [50] * 100)[0].histogram().splitlines()) == 20
+    for taken_ms, line in (([*range(50, 150)], 0), ([10] * 100, 19)):  # the budget is below, or above, them all
+        lines = measured(LatencyBudget(20), taken_ms)[0].histogram().splitlines()
+        assert [number for number, told in enumerate(lines) if "<- budget" in told] == [line]
+
+
+def test_a_call_that_begins_late_overruns_though_it_takes_no_longer() -> None:
+    class Sleepy(VirtualClock):
+        def sleep_until_ns(self, when_ns: int) -> None:
+            super().sleep_until_ns(when_ns + 30_000_000)
+
+    clock = Sleepy()
+    verdict = LatencyBudget(90, 10).measure(Call(clock, [80] * 100), calls=100, warmup=0, clock=clock)
+    assert (verdict.p99_ms, verdict.overruns) == (80, 100)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +122,11 @@ SUITE = """
     def test_positional(latency_budget, latency_clock):
         assert len(latency_budget(lambda: latency_clock.advance_ns(60_000_000)).taken_ms) == 120
         assert latency_clock.now_ns() == 3 * 60_000_000 + 11_960_000_000
+
+    @pytest.mark.latency_budget(80, 10)
+    def test_exceeded_where_nobody_hears(latency_budget, latency_clock):
+        with pytest.raises(BaseException):
+            latency_budget(lambda: latency_clock.advance_ns(82_000_000))
 
     @pytest.mark.latency_budget(p99_ms=80)
     def test_without_the_fixture():
@@ -156,8 +174,8 @@ def test_the_plugin_passes_and_fails_tests_by_their_budget(
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(SUITE)
     result = pytester.runpytest_inprocess("-p", "bac.control.pytest_plugin", "--strict-markers")
-    # What measures nothing passes its body and fails at its teardown.
-    result.assert_outcomes(passed=3, failed=2, skipped=2, errors=6)
+    # What measures nothing, or hides its verdict, passes its body and fails at its teardown.
+    result.assert_outcomes(passed=4, failed=2, skipped=2, errors=7)
     result.stdout.fnmatch_lines_random(
         [
             "latency budget exceeded: p99 81.0 ms of 80 ms (p50 81.0, max 81.0, 200 calls at 10 Hz, 0 overrun(s))",
@@ -169,6 +187,8 @@ def test_the_plugin_passes_and_fails_tests_by_their_budget(
             "@pytest.mark.latency_budget: expected a test that requests the fixture latency_budget, got "
             "test_without_the_fixture; take latency_budget as an argument and call it.",
             "fixture latency_budget: expected a call to time, got none; call latency_budget with what is to be timed.",
+            "latency budget exceeded: p99 82.0 ms of 80 ms (p50 82.0, max 82.0, 200 calls at 10 Hz, 0 overrun(s))",
+            "*ERROR at teardown of test_exceeded_where_nobody_hears*",
             "*ERROR at teardown of test_measures_nothing*",
             "*ERROR at setup of test_without_the_fixture*",
         ]

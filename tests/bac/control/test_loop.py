@@ -17,9 +17,11 @@ from bac.control import (
     LoopSettings,
     Observation,
     Request,
+    Seam,
     SimulatedInference,
     VirtualClock,
 )
+from bac.control.guards import refusal_of
 from bac.errors import InvalidInput
 
 
@@ -57,7 +59,8 @@ def test_observations_from_the_past_or_the_future_are_refused() -> None:
         (np.array([[1.0], [-np.inf]]), r"finite actions, got action 1"),
         (np.array([[1.0], [1e6]]), r"^chunk: expected actions within \[-1000\.0\] and \[1000\.0\], got action 1"),
         (np.zeros((2, 3)), r"^chunk: expected 1 as the limits, got 3 channels; check the predictor\.$"),
-        (np.zeros((0, 1)), r"^chunk: expected float\[N, Da\], N >= 1, got float64\[0, 1\]"),
+        (np.zeros((0, 1)), r"^chunk: expected float\[N, Da\], N and Da >= 1, got float64\[0, 1\]"),
+        (np.zeros((2, 0)), r"^chunk: expected float\[N, Da\], N and Da >= 1, got float64\[2, 0\]"),
         (np.zeros((2, 1), np.int64), r"got int64\[2, 1\]"),
         ([[1.0]], r"got list"),
     ],
@@ -75,6 +78,26 @@ def test_a_bad_chunk_is_refused_as_a_whole(bad: object, told: str) -> None:
     assert report.counters.last_refusal is not None
     assert re.search(told, report.counters.last_refusal)
     assert consistent(report)
+
+
+@pytest.mark.parametrize("seam", Seam)
+def test_a_chunk_of_another_width_than_the_first_is_refused_where_there_are_no_limits_too(seam: Seam) -> None:
+    def predict(request: Request) -> np.ndarray:
+        return np.zeros((6, 3)) if request.number == 1 else named_actions(request)
+
+    robot, report = play(settings(seam=seam, deadline_ticks=0), latencies(0.0), 6, predict=predict)
+    assert [command.chunk for command in robot.commands] == [0, 0, 0, 0, 0, 2]
+    told = "chunk: expected 1 as the chunks before, got 3 channels; check the predictor."
+    assert report.counters.last_refusal == told
+    assert consistent(report)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_an_action_at_its_limit_is_within_in_any_precision(dtype: type[np.floating]) -> None:
+    limits = ActionLimits(np.array([-0.1, -0.3]), np.array([0.1, 0.3]))
+    at = np.stack([limits.low, limits.high]).astype(dtype)
+    assert refusal_of(at, limits) is None
+    assert refusal_of(np.nextafter(at, dtype(1)), limits) is not None
 
 
 def test_an_input_that_the_predictor_refuses_is_counted_and_told() -> None:
@@ -101,6 +124,20 @@ def test_degrades_after_misses_and_returns_after_clean_ticks() -> None:
     assert levels == [0, 0, 1, 1, 1, 1, 0, 0, 0, 0]
     assert numbers(report, "degradations", "recoveries", "deadline_misses") == [1, 1, 2]
     assert report.level == 0
+
+
+def test_one_slow_chunk_leads_one_level_down_and_no_further() -> None:
+    levels: list[int] = []
+
+    def latency(request: Request) -> float:
+        levels.append(request.level)
+        return 2500.0 if request.number == 1 else 20.0
+
+    rule = Degradation(levels=5, misses=3, window=50, recover=50)
+    _, report = play(settings(degradation=rule, rest_age_ms=10_000.0), latency, 60)
+    # All its ticks on hold say of level 0 that it is too slow; of level 1 nothing is known before it is asked.
+    assert set(levels) == {0, 1}
+    assert numbers(report, "degradations", "recoveries", "deadline_misses") == [1, 0, 1]
 
 
 def test_degradation_stops_at_the_cheapest() -> None:

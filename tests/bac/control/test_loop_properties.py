@@ -21,13 +21,14 @@ class Told:
 
     def __init__(self, loop: ControlLoop, clock: Clock, plan: ReferencePlan) -> None:
         self.loop, self.clock, self.plan = loop, clock, plan
-        self.asked: dict[int, tuple[int, float]] = {}
+        self.asked: dict[int, tuple[int, float, int]] = {}
         self.finished: dict[int, float] = {}
-        self.acted: dict[int, int] = {}
+        self.acted: set[int] = set()
+        self.looks: list[tuple[int, int]] = []
         self.executed_tick = self.stale_tick = -1
 
     def submitted(self, request: Request, latency_ms: float) -> float:
-        self.asked[request.number] = (request.tick, self.clock.now_ns() + latency_ms * MS)
+        self.asked[request.number] = (request.tick, self.clock.now_ns() + latency_ms * MS, len(self.looks))
         return latency_ms
 
     def arrived(self, request: Request) -> np.ndarray:
@@ -35,32 +36,43 @@ class Told:
         self.finished[request.number] = self.asked[request.number][1]
         self.plan.forget_before(tick)
         rested = self.executed_tick < request.tick and not self.plan.ticks
+        first = max(tick, self.clock.now_ns() // (100 * MS)) if rested else request.tick
         age_ns = self.clock.now_ns() - request.observation.stamp_ns
-        outlived = rested and tick > request.tick and age_ns > REST_AGE_MS * MS
+        outlived = rested and first > request.tick and age_ns > REST_AGE_MS * MS
         if request.tick > self.stale_tick and not outlived:
             committed = 0 if request.committed is None else len(request.committed)
-            self.plan.put(request.number, tick if rested else request.tick, chunk[:, 0], tick, committed)
+            self.plan.put(request.number, first, chunk[:, 0], tick, committed)
         return chunk
+
+    def look(self) -> bool:
+        """Note that the loop asks for answers now; return whether its tick is over."""
+        on = self.clock.now_ns() // (100 * MS)
+        self.looks.append((on, self.clock.now_ns()))
+        return on > self.loop.tick
 
     def act(self, stale: bool) -> tuple[int, float] | None:
         """Return chunk and action that this tick should execute."""
         tick = self.loop.tick
-        self.acted[tick] = self.clock.now_ns()
+        self.acted.add(tick)
+        over = self.look()
         due = self.plan.take(tick)
         if stale:
             self.plan.ticks.clear()
             self.stale_tick = tick
             return None
+        if over:
+            return None
         self.executed_tick = self.executed_tick if due is None else tick
         return due
 
     def misses(self, deadline_ticks: int) -> int:
-        """Return how many chunks were not there in time: at ``act`` of the deadline tick, or, overslept, before it."""
+        """Return how many chunks were not there in time: at the last look in the deadline tick, or when it began."""
         missed, last = 0, max(self.asked)
-        for number, (tick, _) in self.asked.items():
+        for number, (tick, _, before) in self.asked.items():
             deadline = tick + deadline_ticks
             if number in self.finished:
-                missed += self.finished[number] > self.acted.get(deadline, deadline * 100 * MS)
+                looked = [at for on, at in self.looks[before:] if on == deadline]
+                missed += self.finished[number] > max([deadline * 100 * MS, *looked])
             else:
                 missed += number < last or not self.loop.report().in_flight or self.loop.tick >= deadline
         return missed
@@ -100,8 +112,10 @@ def test_whatever_happens_every_action_meets_its_own_tick(seed: int) -> None:
         assert clock.now_ns() == max(tick * 100 * MS, woken_ns)
         if tick not in gaps:
             newest = clock.now_ns()
+        clock.advance_ns(draw.choice([0, 0, 0, 25 * MS, 130 * MS]))
+        told.look()
         loop.sense(None if tick in gaps else Observation(None, newest))
-        clock.advance_ns(draw.choice([0, 0, 25 * MS]))
+        clock.advance_ns(draw.choice([0, 0, 0, 25 * MS, 290 * MS]))
         command = loop.act()
         due = told.act(rules.observation_age_ms is not None and clock.now_ns() - newest > GAP_MS * MS)
         assert command.tick == tick

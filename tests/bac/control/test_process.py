@@ -11,6 +11,8 @@ import pytest
 from bac.control.process import Hygiene
 from bac.errors import InvalidInput
 
+REFUSED = "[Errno 1] Operation not permitted"
+
 
 def asked(options: str, after: str = "None") -> tuple[dict[str, str], object]:
     code = (
@@ -36,9 +38,9 @@ def test_cores_and_garbage_collection_are_set_and_the_rest_is_told() -> None:
     assert (report["cores"], cores) == ("done", [0])
     assert (report["freeze_gc"], frozen, enabled) == ("done", True, False)
     assert report["torch_threads"] == "torch is not loaded"
-    # Rights that this process may or may not have.
-    assert report["lock_memory"]
-    assert report["priority"]
+    # Rights that this process may or may not have; locking tells more than one reason.
+    assert report["priority"] in {"done", REFUSED}
+    assert report["lock_memory"] == "done" or "emory" in report["lock_memory"] or "permitted" in report["lock_memory"]
 
 
 def test_what_was_granted_is_given_back_and_what_was_refused_is_not() -> None:
@@ -64,8 +66,9 @@ def test_what_was_granted_is_given_back_and_what_was_refused_is_not() -> None:
 
 
 def test_what_the_system_refuses_is_a_sentence_and_no_error() -> None:
-    report, _ = asked("cores=[100000]")
-    assert "nvalid argument" in report["cores"]
+    for cores, told in (("[100000]", "nvalid argument"), ("[-1]", "egative"), ("[10**12]", "arge")):
+        report, _ = asked(f"cores={cores}")
+        assert told in report["cores"]
 
 
 @pytest.mark.parametrize(
@@ -82,5 +85,6 @@ def test_a_priority_stays_with_the_thread_that_asked() -> None:
         "t.start(), t.join()], found[0])[1])([])"
     )
     report, policy = asked("priority=1", started)
-    assert report["priority"]
-    assert policy == 0  # SCHED_OTHER, whether the priority was granted or not
+    if report["priority"] == REFUSED:
+        pytest.skip("this process may not ask for a priority")
+    assert (report["priority"], policy) == ("done", 0)  # SCHED_OTHER

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from pickle import PicklingError
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def serve(refuse: int) -> Callable[[Request], np.ndarray]:
     return predict
 
 
-def test_an_idle_inference_process_that_is_killed_is_started_again_for_the_next_chunk() -> None:
+def test_an_idle_inference_process_that_is_killed_is_counted_and_started_again_for_the_next_chunk() -> None:
     predictor = ProcessPredictor(partial(serve, refuse=3))
     clock = VirtualClock()
     loop = ControlLoop(settings(restarts=1), Settled(predictor, clock), clock)
@@ -47,19 +48,44 @@ def test_an_idle_inference_process_that_is_killed_is_started_again_for_the_next_
     report = loop.run(robot.observe, execute, 16)
     predictor.close()
     assert [command.tick for command in robot.commands] == list(range(16))
-    # The process that died at tick 1 is found dead, and made anew, when it is needed at tick 4; chunk 3 is refused.
-    assert robot.story() == "0 1 2 3 100 101 102 103 200 201 202 203 204 400 401 402"
+    # The process that died at tick 1 is found dead when it is needed, at tick 4, and made anew; chunk 3 is refused.
+    assert robot.story() == "0 1 2 3 4 200 201 202 203 204 400 401 402 403 500 501"
     assert len(pids) == 2
     assert report.counters == LoopCounters(
         ticks=16,
         executed=16,
-        requests=5,
+        requests=6,
         accepted=4,
         refused=1,
+        given_up=1,
+        deadline_misses=1,
         accepted_actions=24,
-        replaced_actions=5,
+        replaced_actions=4,
+        restarts=1,
         last_refusal="not this one.",
     )
+    assert consistent(report)
+
+
+def test_a_process_that_dies_between_chunks_is_started_again_no_more_often_than_is_allowed() -> None:
+    predictor = ProcessPredictor(partial(serve, refuse=-1))
+    clock = VirtualClock()
+    loop = ControlLoop(settings(restarts=1), Settled(predictor, clock), clock)
+    robot = Robot(clock)
+
+    def execute(command: Command) -> None:
+        robot.execute(command)
+        if command.chunk not in {None, *(each.chunk for each in robot.commands[:-1])}:
+            assert predictor.pid is not None
+            os.kill(predictor.pid, signal.SIGKILL)
+            predictor._process.join()
+
+    report = loop.run(robot.observe, execute, 30)
+    # Killed after chunks 0 and 2: requests 1 and 3 find it dead, and the second time what is left is the tail.
+    assert robot.story() == "0 1 2 3 4 200 201 202 203 204 205 !"
+    assert numbers(report, "requests", "given_up", "restarts", "deadline_misses", "stops") == [4, 2, 1, 2, 1]
+    assert report.stopped is not None
+    assert "died: killed, or crashed outside of Python" in report.stopped
 
 
 def make_hanging_then_gated(folder: Path) -> Callable[[Request], np.ndarray]:
@@ -144,6 +170,9 @@ def make_hanging() -> Callable[[Request], np.ndarray]:
 def test_a_process_that_hangs_is_killed_by_the_next_request_whose_answer_is_its_own() -> None:
     predictor = ProcessPredictor(make_hanging)
     left_behind: list[BaseException] = []
+    loading_while_closed: list[bool] = []
+    close = predictor.close
+    predictor.close = lambda: loading_while_closed.append(predictor.loading) or close()  # type: ignore[method-assign]
 
     def predict(asked: Request) -> np.ndarray:
         try:
@@ -166,7 +195,10 @@ def test_a_process_that_hangs_is_killed_by_the_next_request_whose_answer_is_its_
     assert str(left_behind[0]) == f"inference process {hanging} died: killed, or crashed outside of Python"
     inference.submit(request(2))
     assert answer_from(inference).request.number == 2
-    predictor.close()
+    # However long the one that hung takes to end, the next one has not been silent meanwhile.
+    assert loading_while_closed
+    assert all(loading_while_closed)
+    close()
 
 
 def die(_: Request) -> np.ndarray:
@@ -275,6 +307,15 @@ def test_a_call_while_the_process_loads_waits_for_it_and_the_earlier_one_is_refu
     until(lambda: refused)
     assert refused == ["inference process: expected one request, got a later one while it loaded; ask again."]
     predictor.close()
+
+
+def test_what_cannot_be_sent_to_a_process_says_so_every_time() -> None:
+    predictor = ProcessPredictor(lambda: named_actions)
+    for _ in range(2):
+        with pytest.raises((AttributeError, PicklingError), match=r"[Cc]an't (get|pickle) local object"):
+            predictor.start()
+        predictor.close()
+    assert (predictor.pid, predictor.loading) == (None, False)
 
 
 def test_a_process_is_loaded_by_start_and_once() -> None:

@@ -6,9 +6,33 @@ import math
 
 import numpy as np
 import pytest
-from scenarios import CRASH, LENGTH, MS, STALL, Leaping, consistent, latencies, named_actions, numbers, play, settings
+from scenarios import (
+    CRASH,
+    LENGTH,
+    MS,
+    STALL,
+    Leaping,
+    Robot,
+    consistent,
+    latencies,
+    named_actions,
+    numbers,
+    play,
+    settings,
+)
 
-from bac.control import Degradation, Fallback, LoopCounters, Observation, Request, Seam
+from bac.control import (
+    ControlLoop,
+    Degradation,
+    Fallback,
+    LoopCounters,
+    LoopReport,
+    Observation,
+    Request,
+    Seam,
+    SimulatedInference,
+    VirtualClock,
+)
 
 
 def test_no_latency_executes_the_first_actions_of_every_chunk() -> None:
@@ -231,6 +255,24 @@ def test_a_robot_whose_sensor_is_silent_holds_and_says_so() -> None:
     )
 
 
+def test_an_observation_that_is_handed_over_again_is_none() -> None:
+    robot, report = play(
+        settings(degradation=Degradation(3, 1, 1, 100)),
+        latencies(0.0),
+        9,
+        seen=lambda tick: Observation(None, min(tick, 1) * 100 * MS),
+    )
+    # A driver that keeps its last frame is as silent as one that gives none.
+    assert robot.story() == "0 1 2 3 100 101 102 103 104"
+    assert report.counters.requests == 2
+    robot, report = play(
+        settings(degradation=Degradation(3, 1, 1, 100)), latencies(0.0), 9, seen=lambda tick: Observation(None, 0)
+    )
+    assert robot.story() == "0 1 2 3 4 5 =5 =5 =5"
+    assert [command.reason for command in robot.commands if command.reason] == 3 * ["no new observation"]
+    assert numbers(report, "requests", "degradations", "refused_observations") == [1, 0, 0]
+
+
 def test_a_refused_chunk_leaves_no_action_due_and_nothing_to_wait_for() -> None:
     robot, report = play(settings(), latencies(0.0), 2, predict=lambda request: np.array([[np.nan]]))
     assert [command.reason for command in robot.commands] == 2 * ["no action is due"]
@@ -253,6 +295,53 @@ def test_an_overslept_loop_skips_ticks_and_drops_their_actions() -> None:
     )
     assert report.jitter_ms["max"] == 250
     assert consistent(report)
+
+
+def play_late(late_ms: dict[int, float], latency_ms: float, ticks: int, **rules: object) -> tuple[Robot, LoopReport]:
+    """Play with so many ms between ``sense`` and ``act`` of some ticks."""
+    clock = VirtualClock()
+    loop = ControlLoop(settings(**rules), SimulatedInference(named_actions, latencies(latency_ms), clock), clock)
+    robot = Robot(clock)
+    while loop.tick + 1 < ticks:
+        loop.wait()
+        loop.sense(robot.observe())
+        clock.advance_ns(round(late_ms.get(loop.tick, 0) * MS))
+        robot.execute(loop.act())
+    assert consistent(loop.report())
+    return robot, loop.report()
+
+
+def test_an_action_whose_tick_is_over_when_the_loop_comes_to_act_is_dropped() -> None:
+    rule = Degradation(3, 1, 1, 100)
+    robot, report = play_late({2: 350.0}, 0.0, 7, degradation=rule)
+    # Tick 2 ends at 300 ms and act comes at 550: action 2 is late, 3 and 4 were skipped, and chunk 1 is of tick 5.
+    assert [command.tick for command in robot.commands] == [0, 1, 2, 5, 6]
+    assert robot.story() == "0 1 =1 100 101"
+    assert robot.commands[2].reason == "the tick was over before its action could be executed"
+    # No fault of inference, so no reason to degrade.
+    assert numbers(report, "skipped", "overslept_actions", "held", "degradations") == [2, 3, 1, 0]
+    robot, report = play_late({2: 99.0}, 0.0, 4)
+    assert robot.story() == "0 1 2 3"
+    robot, report = play_late({2: 100.0}, 0.0, 7, fallback=Fallback.STOP)
+    assert robot.story() == "0 1 ! ! ! ! !"
+    assert report.stopped is not None
+    assert "the tick was over before its action could be executed, and the fallback is stop" in report.stopped
+
+
+def test_a_chunk_that_is_fetched_after_its_tick_begins_with_the_tick_that_is_on() -> None:
+    robot, report = play_late({0: 250.0}, 50.0, 5)
+    assert [command.tick for command in robot.commands] == [0, 2, 3, 4]
+    assert robot.story() == ". 0 1 2"
+    assert numbers(report, "overslept_actions", "late_actions", "deadline_misses") == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("latency_ms", "misses"), [(90.0, 0), (110.0, 1)])
+def test_a_deadline_that_passes_between_sense_and_act_is_judged_by_when_the_chunk_was_finished(
+    latency_ms: float, misses: int
+) -> None:
+    # Asked for at tick 0, due to be there at tick 1, which begins at 100 ms; act of tick 0 comes at 350.
+    _, report = play_late({0: 350.0}, latency_ms, 3)
+    assert numbers(report, "deadline_misses") == [misses]
 
 
 def test_a_chunk_that_came_while_its_deadline_was_overslept_is_missed_if_it_came_after_it() -> None:

@@ -45,11 +45,7 @@ class InFlight:
         self._inference.submit(request)
 
     def fetch(self, tick: int) -> Answer | None:
-        """Return the answer to the request if it is there; whether it is in time is counted.
-
-        Args:
-            tick: the one that the clock tells; the loop may still be at one that is over.
-        """
+        """Return the answer to the request if it is there; whether it is in time is counted."""
         answer = self._inference.poll()
         if answer is None:
             return None
@@ -57,7 +53,7 @@ class InFlight:
         if request is None or answer.request.number != request.number:
             self._counters.ignored += 1
             return None
-        # ``act`` of the deadline tick sees what is not there. If that tick was over by then, its beginning decides.
+        # ``act`` of the deadline tick sees what is not there. If that tick was skipped, its beginning decides.
         if tick > self._deadline(request) and answer.finished_ns > self._deadline_ns:
             self._miss(request)
         self._request = None

@@ -11,7 +11,8 @@
 Action i of a chunk asked for at tick t is due at tick t + i. Only if the robot has been at rest since tick t is the
 whole chunk due from the tick at which it arrives, unless its observation is older than ``rest_age_ms`` by then: it is
 dropped whole. A tick without a fresh observation ends the plan: what is buffered is dropped, and so is the answer to a
-request made at that tick or before it. An action whose tick is over before ``act`` is dropped, as an overslept one is.
+request made at that tick or before it.
+A tick that is over before ``sense`` or ``act`` came to it is skipped there and then, like one that was overslept.
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ from bac.control.inference import Inference, Observation, Request
 from bac.control.loop_types import Command, CommandKind, Fallback, LoopCounters, LoopReport, LoopSettings
 from bac.control.statistics import RecentStatistics
 from bac.errors import InvalidInput, sentence
-
-_OVER = "the tick was over before its action could be executed"
 
 Hold = Callable[[np.ndarray], np.ndarray]
 """(last executed action float[Da]) -> what keeps the robot where it is, float[Da]."""
@@ -150,22 +149,16 @@ class ControlLoop:
         if self._now_ns() >= self._told_ns:
             self._clock.sleep_until_ns(due_ns)
         now_ns = self._now_ns()
-        late_ns = now_ns - due_ns
-        if now_ns < self._told_ns or late_ns < 0 or late_ns > self._settings.jump_ms * NS_PER_MS:
+        if not self._in_time(now_ns, due_ns):
             self._tick += 1
-            bound = f"a time at most {self._settings.jump_ms:g} ms after it was due"
-            self._stop(sentence("clock", expected=bound, got=f"{late_ns / NS_PER_MS:+.3f} ms", mend="start a new loop"))
             return self._tick
-        tick = self._grid.index(due_ns + late_ns)
-        self._counters.skipped += tick - self._tick - 1
-        self._counters.overslept_actions += self._buffer.forget_before(tick)
-        self._tick = tick
-        self._jitter.add(late_ns / NS_PER_MS)
-        return tick
+        self._counters.skipped += self._move_on(now_ns) - 1
+        self._jitter.add((now_ns - due_ns) / NS_PER_MS)
+        return self._tick
 
     def sense(self, observation: Observation | None) -> None:
         """Take an observation, fetch what inference finished, and ask for the next chunk if it is time."""
-        now_ns = self._now_ns()
+        now_ns = self._look()
         if observation is not None:
             if observation.stamp_ns > now_ns or (self._newest and observation.stamp_ns < self._newest.stamp_ns):
                 self._counters.refused_observations += 1
@@ -180,8 +173,8 @@ class ControlLoop:
         self._request(now_ns)
 
     def act(self) -> Command:
-        """Return what to do in this tick."""
-        now_ns = self._now_ns()
+        """Return what to do in this tick, or in the one that is on if it is over."""
+        now_ns = self._look()
         self._fetch(now_ns)
         missed = self._flight.missed(self._tick)
         command = self._command(now_ns)
@@ -214,8 +207,30 @@ class ControlLoop:
         self._told_ns = max(now_ns, self._told_ns)
         return now_ns
 
+    def _look(self) -> int:
+        """Read the clock; a tick that is over is skipped, for whatever is due in it would be late."""
+        now_ns, due_ns = self._now_ns(), self._grid.at_ns(self._tick + 1)
+        if self._stopped is None and now_ns >= due_ns and self._in_time(now_ns, due_ns):
+            self._counters.skipped += self._move_on(now_ns)
+        return now_ns
+
+    def _in_time(self, now_ns: int, due_ns: int) -> bool:
+        """Return whether the clock may tell this where a tick was due; if not it has jumped, and the loop stops."""
+        late_ns = now_ns - due_ns
+        if now_ns >= self._told_ns and 0 <= late_ns <= self._settings.jump_ms * NS_PER_MS:
+            return True
+        bound = f"a time at most {self._settings.jump_ms:g} ms after it was due"
+        self._stop(sentence("clock", expected=bound, got=f"{late_ns / NS_PER_MS:+.3f} ms", mend="start a new loop"))
+        return False
+
+    def _move_on(self, now_ns: int) -> int:
+        """Come to the tick that is on; count the actions of those before it, and return how many these are."""
+        before, self._tick = self._tick, self._grid.index(now_ns)
+        self._counters.overslept_actions += self._buffer.forget_before(self._tick)
+        return self._tick - before
+
     def _fetch(self, now_ns: int) -> None:
-        answer = self._flight.fetch(self._grid.index(now_ns))
+        answer = self._flight.fetch(self._tick)
         if answer is None:
             return
         reason = answer.failure or refusal_of(answer.actions, self._limits, self._channels)
@@ -235,7 +250,7 @@ class ControlLoop:
 
     def _take(self, request: Request, actions: np.ndarray, now_ns: int) -> None:
         rested = self._executed_tick < request.tick and not len(self._buffer)
-        first = max(self._tick, self._grid.index(now_ns)) if rested else request.tick
+        first = self._tick if rested else request.tick
         late = first > request.tick and _older(request.observation, now_ns, self._settings.rest_age_ms)
         if late or request.tick <= self._stale_tick:
             # Nothing is buffered, in either case, so that another is asked for at once.
@@ -254,7 +269,7 @@ class ControlLoop:
     def _degrade(self, missed: int | None, command: Command) -> int:
         """Tell the degrader whether inference was too slow, and at which level; return the change."""
         request, level = self._flight.request, self._degrader.level
-        held = command.kind is CommandKind.HOLD and command.reason != _OVER and self._lacks_a_chunk()
+        held = command.kind is CommandKind.HOLD and self._lacks_a_chunk()
         if held and request is not None and request.level != level:
             return 0  # what is waited for was asked of another level
         return self._degrader.tick(held or missed == level)
@@ -293,20 +308,17 @@ class ControlLoop:
         due = self._buffer.take(self._tick)
         stale = self._stale(now_ns)
         self._counters.stale += stale
-        over = now_ns >= self._grid.at_ns(self._tick + 1)
-        if due is not None and not stale and not over:
+        if due is not None and not stale:
             return self._execute(due, now_ns)
-        if self._flight.lost is not None and (due is None or stale):
+        if self._flight.lost is not None:
             self._stop(self._flight.lost, due)
             return self._stop_command()
-        reason = "the newest observation is stale" if stale else self._lacking() if due is None else _OVER
+        reason = "the newest observation is stale" if stale else self._lacking()
         if self._executed is not None and self._settings.fallback is Fallback.STOP:
             self._stop(f"control loop at tick {self._tick}: {reason}, and the fallback is stop.", due)
             return self._stop_command()
         if stale:
             self._end_plan(due)
-        elif due is not None:
-            self._counters.overslept_actions += 1
         if self._executed is None:
             self._counters.waited += 1
             return Command(CommandKind.WAIT, self._tick, reason=reason)

@@ -97,8 +97,8 @@ class Command:
         action: float[Da], task units, to ``execute`` or ``hold``; else None.
         chunk: number of the chunk an executed action is from.
         reason: why nothing is executed: ``no answer since tick t`` to the request made there, ``no new observation`` to
-            ask about, ``no action is due`` otherwise, as after a refusal; that the newest observation is stale, or the
-            tick over before its action could be executed; or why the loop stopped.
+            ask about, ``no action is due`` otherwise, as after a refusal; that the newest observation is stale; or why
+            the loop stopped.
     """
 
     kind: CommandKind
@@ -119,7 +119,7 @@ class LoopCounters:
 
     Attributes:
         ticks: ticks with a command.
-        skipped: ticks that the loop overslept; their actions were dropped.
+        skipped: ticks that the loop overslept, or came to ``sense`` or ``act`` too late in; their actions were dropped.
         executed, held, waited, stops: ticks by the kind of their command.
         tail: executed ones while the next chunk was overdue.
         stale: ticks whose newest observation was too old, or missing.
@@ -129,15 +129,14 @@ class LoopCounters:
         given_up: requests whose inference died or stalled.
         ignored: answers to requests that had been given up.
         deadline_misses: chunks that were not there ``deadline_ticks`` after they were asked for, those given up
-            included. Where that tick was overslept, or over before the loop looked, those that were not finished when
-            it began.
+            included. Where that tick was skipped, those that were not finished when it began.
         accepted_actions: actions of accepted chunks.
         late_actions: actions dropped because their tick was over when they came, because a tick was stale after they
             had been asked for, or by ``rest_age_ms``.
         replaced_actions: actions that a newer chunk replaced, or blended into its own.
         kept_actions: actions of a chunk that were not needed, for what was committed stayed.
         cut_actions: actions further ahead than the capacity.
-        overslept_actions: actions dropped because their tick was skipped, or over before they could be executed.
+        overslept_actions: actions dropped because their tick was skipped.
         dropped_at_stop: actions forgotten when the loop stopped.
         refused_observations: older than the one before, or from the future.
         restarts: of inference.

@@ -36,7 +36,7 @@ class Told:
         self.finished[request.number] = self.asked[request.number][1]
         self.plan.forget_before(tick)
         rested = self.executed_tick < request.tick and not self.plan.ticks
-        first = max(tick, self.clock.now_ns() // (100 * MS)) if rested else request.tick
+        first = tick if rested else request.tick
         age_ns = self.clock.now_ns() - request.observation.stamp_ns
         outlived = rested and first > request.tick and age_ns > REST_AGE_MS * MS
         if request.tick > self.stale_tick and not outlived:
@@ -44,23 +44,19 @@ class Told:
             self.plan.put(request.number, first, chunk[:, 0], tick, committed)
         return chunk
 
-    def look(self) -> bool:
-        """Note that the loop asks for answers now; return whether its tick is over."""
-        on = self.clock.now_ns() // (100 * MS)
-        self.looks.append((on, self.clock.now_ns()))
-        return on > self.loop.tick
+    def look(self) -> None:
+        """Note that the loop asks for answers now."""
+        self.looks.append((self.clock.now_ns() // (100 * MS), self.clock.now_ns()))
 
     def act(self, stale: bool) -> tuple[int, float] | None:
         """Return chunk and action that this tick should execute."""
         tick = self.loop.tick
         self.acted.add(tick)
-        over = self.look()
+        self.look()
         due = self.plan.take(tick)
         if stale:
             self.plan.ticks.clear()
             self.stale_tick = tick
-            return None
-        if over:
             return None
         self.executed_tick = self.executed_tick if due is None else tick
         return due
@@ -118,7 +114,8 @@ def test_whatever_happens_every_action_meets_its_own_tick(seed: int) -> None:
         clock.advance_ns(draw.choice([0, 0, 0, 25 * MS, 290 * MS]))
         command = loop.act()
         due = told.act(rules.observation_age_ms is not None and clock.now_ns() - newest > GAP_MS * MS)
-        assert command.tick == tick
+        tick = clock.now_ns() // (100 * MS)
+        assert command.tick == loop.tick == tick
         assert loop.report().buffered == len(told.plan.ticks) <= rules.capacity
         assert (command.kind is CommandKind.EXECUTE) == (due is not None)
         if due is not None:

@@ -311,28 +311,33 @@ def play_late(late_ms: dict[int, float], latency_ms: float, ticks: int, **rules:
     return robot, loop.report()
 
 
-def test_an_action_whose_tick_is_over_when_the_loop_comes_to_act_is_dropped() -> None:
-    rule = Degradation(3, 1, 1, 100)
-    robot, report = play_late({2: 350.0}, 0.0, 7, degradation=rule)
-    # Tick 2 ends at 300 ms and act comes at 550: action 2 is late, 3 and 4 were skipped, and chunk 1 is of tick 5.
-    assert [command.tick for command in robot.commands] == [0, 1, 2, 5, 6]
-    assert robot.story() == "0 1 =1 100 101"
-    assert robot.commands[2].reason == "the tick was over before its action could be executed"
-    # No fault of inference, so no reason to degrade.
-    assert numbers(report, "skipped", "overslept_actions", "held", "degradations") == [2, 3, 1, 0]
-    robot, report = play_late({2: 99.0}, 0.0, 4)
-    assert robot.story() == "0 1 2 3"
-    robot, report = play_late({2: 100.0}, 0.0, 7, fallback=Fallback.STOP)
-    assert robot.story() == "0 1 ! ! ! ! !"
-    assert report.stopped is not None
-    assert "the tick was over before its action could be executed, and the fallback is stop" in report.stopped
+@pytest.mark.parametrize(
+    ("late_ms", "ticks", "story"), [(99.0, [0, 1, 2, 3], "0 1 2 3"), (350.0, [0, 1, 5, 6], "0 1 5 100")]
+)
+def test_a_tick_that_is_over_when_the_loop_comes_to_act_is_skipped(
+    late_ms: float, ticks: list[int], story: str
+) -> None:
+    # Tick 2 begins at 200 ms. At 550, actions 2 to 4 are late, and what is executed is what is due then.
+    robot, report = play_late({2: late_ms}, 0.0, ticks[-1] + 1, fallback=Fallback.STOP)
+    assert [command.tick for command in robot.commands] == ticks
+    assert [time // (100 * MS) for time in robot.times] == ticks
+    assert robot.story() == story
+    skipped = ticks[-1] + 1 - len(ticks)
+    assert numbers(report, "ticks", "skipped", "overslept_actions") == [len(ticks), skipped, skipped]
+
+
+def test_a_loop_that_is_kept_from_acting_for_as_long_as_a_clock_may_jump_stops() -> None:
+    robot, report = play_late({2: 1101.0}, 0.0, 4)
+    assert robot.story() == "0 1 ! !"
+    bound = "clock: expected a time at most 1000 ms after it was due"
+    assert report.stopped == f"{bound}, got +1001.000 ms; start a new loop."
 
 
 def test_a_chunk_that_is_fetched_after_its_tick_begins_with_the_tick_that_is_on() -> None:
     robot, report = play_late({0: 250.0}, 50.0, 5)
-    assert [command.tick for command in robot.commands] == [0, 2, 3, 4]
-    assert robot.story() == ". 0 1 2"
-    assert numbers(report, "overslept_actions", "late_actions", "deadline_misses") == [0, 0, 0]
+    assert [command.tick for command in robot.commands] == [2, 3, 4]
+    assert robot.story() == "0 1 2"
+    assert numbers(report, "skipped", "overslept_actions", "late_actions", "deadline_misses") == [2, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("latency_ms", "misses"), [(90.0, 0), (110.0, 1)])

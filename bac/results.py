@@ -41,7 +41,7 @@ def run_provenance(device: torch.device, config: Mapping[str, Any]) -> dict[str,
     return {
         "commit": _commit(),
         "command": " ".join(["python", *sys.argv]),
-        "device": _device_name(device),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "dtype": "float32",
         "python": platform.python_version(),
@@ -98,7 +98,7 @@ def _commit() -> str:
         return "unknown"
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """Return board and chip; the board where the machine names one, for many a board has the same chip."""
     board = _BOARD.read_text(errors="replace").strip("\0 \n") if _BOARD.exists() else ""
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,12 +104,17 @@ class ControlConfig:
     hygiene: HygieneConfig
 
     @property
-    def guarded(self) -> bool:
-        """Whether any guard is on."""
-        return bool(self.action_low or self.action_high) or (self.observation_age_ms, self.stall_ms) != (None, None)
+    def chosen(self) -> list[str]:
+        """Names of the settings of a loop that are not what they are unless they are given."""
+        usual: dict[str, object] = {each.name: None for each in fields(self) if each.name not in {"mode", "hygiene"}}
+        usual |= {"seam": Seam.REPLACE, "fallback": Fallback.HOLD, "restarts": 0, "action_low": [], "action_high": []}
+        return [name for name, value in usual.items() if getattr(self, name) != value]
 
     def settings(self, rate_hz: float, action_steps: int, p99_ms: float) -> LoopSettings:
-        """Return the loop's settings where a chunk takes ``p99_ms``."""
+        """Return the loop's settings where a chunk takes ``p99_ms``.
+
+        Only the robot moves things in a simulator: while it rests, no observation becomes too old.
+        """
         return LoopSettings(
             rate_hz=rate_hz,
             replan_ticks=action_steps if self.replan_ticks is None else self.replan_ticks,
@@ -116,6 +122,7 @@ class ControlConfig:
             seam=choice("control.seam", self.seam, Seam),
             fallback=choice("control.fallback", self.fallback, Fallback),
             observation_age_ms=self.observation_age_ms,
+            rest_age_ms=math.inf,
             stall_ms=self.stall_ms,
             restarts=self.restarts,
         )

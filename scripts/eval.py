@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from operator import attrgetter
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from studies.calibration import Calibration
 from studies.episodes import play, scores
-from studies.realtime_play import CONTROL_ROWS, play_controlled, require_playable
+from studies.realtime_play import CONTROL_ROWS, control_latencies, play_controlled, require_playable
 from tqdm import tqdm
 
 import bac
@@ -65,7 +65,9 @@ def main(config: EvalConfig, folder: Path) -> None:
     spread = demos.spread_observations(config.error_observations, cached.observation_steps, HELD_OUT_SEED)
     first = config.task.seed if config.seed is None else config.seed
     seeds = range(first, first + config.episodes)
-    playing = partial(_play, config, seeds)
+    sides = {"cached": cached} | ({"uncached": uncached} if config.compare else {})
+    traces = {} if config.control.mode == ControlMode.NONE else control_latencies(config, sides)
+    playing = partial(_play, config, seeds, traces)
     episodes, told = playing(cached, "cached", record=config.video)
     results = {"task": config.task.name, "episodes": len(episodes), "seed": episodes[0].seed, **scores(episodes)}
     if config.compare:
@@ -120,7 +122,12 @@ def _uncached(policy: DiffusionPolicy, executor: Selection) -> tuple[DiffusionPo
 
 
 def _play(
-    config: EvalConfig, seeds: Sequence[int], policy: DiffusionPolicy, side: str, record: int = 0
+    config: EvalConfig,
+    seeds: Sequence[int],
+    traces: Mapping[str, list[float]],
+    policy: DiffusionPolicy,
+    side: str,
+    record: int = 0,
 ) -> tuple[list[Episode], dict[str, Any]]:
     """Play the episodes; return them and, if the world does not wait for the policy, how the control loop fared."""
     if config.control.mode == ControlMode.NONE:
@@ -133,7 +140,7 @@ def _play(
             record=record,
             title=f"play {side}",
         ), {}
-    episodes, told = play_controlled(config, policy, side, seeds, record, f"play {side}")
+    episodes, told = play_controlled(config, policy, traces[side], seeds, record, f"play {side}")
     return episodes, {side: told}
 
 

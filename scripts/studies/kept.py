@@ -20,9 +20,19 @@ class Kept:
         self._path = path
         self._known: dict[str, Any] = read_results(path) if path.is_file() else {}
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._known
+
+    def __getitem__(self, key: str) -> Any:
+        return self._known[key]
+
     def get(self, key: str, make: Callable[[], Any]) -> Any:
         """Return what is kept under ``key``, or make and keep it."""
         if key not in self._known:
-            self._known[key] = make()
-            write_results(self._path, self._known)
+            self.put(key, make())
         return self._known[key]
+
+    def put(self, key: str, value: Any) -> None:
+        """Keep a value under ``key``."""
+        self._known[key] = value
+        write_results(self._path, self._known)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,22 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import bac
+from bac.acceleration import select_for
 from bac.choices import choice
 from bac.control import Fallback, LoopSettings, Seam, ticks_for
+from bac.control.latency_budget import FEWEST_CALLS
 from bac.errors import InvalidInput, sentence
-from bac.executors import ExecutorKind
+from bac.executors import Selection
 from bac.files import write_whole
 from bac.methods import NoCache
 from bac.pictures import save_figure
-from bac.results import run_provenance, write_results
+from bac.results import device_name, run_provenance, write_results
 from bac.schedule import CacheSchedule
 from bac.statistics import Estimate, paired_difference
 from configs.controls import hold_of
 from configs.methods import default_method
 from configs.studies import BenchConfig
-from configs.tasks import environment, loop_rate
+from configs.tasks import environment, loop_rate, require_environment, require_task
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import load_policy, make_schedule
 from policies.realtime import ChunkSource, require_standing_alone
@@ -47,7 +50,7 @@ _COLUMNS = (
     "against no latency",
     "against the first row",
     "held ticks",
-    "action age p99 ms",
+    "action age mean ms",
     "seam jump",
 )
 
@@ -58,41 +61,24 @@ def run(config: BenchConfig, folder: Path) -> None:
     What was played is kept in ``config.realtime.kept`` after each point: a killed study goes on from it. Measured
     latencies are kept too, so that its points stay what they were.
     """
-    study = config.realtime
-    seams = [choice("realtime.seams", name, Seam) for name in study.seams]
-    if not study.latencies_ms or 0.0 not in study.latencies_ms or not seams:
-        got = f"{study.latencies_ms} and {study.seams}"
-        raise InvalidInput(
-            sentence(
-                "realtime", expected="seams, and latencies with 0 among them", got=got, mend="correct the override"
-            )
-        )
-    loop_rate(config.task, None)
+    study, seams = config.realtime, _require(config)
     kept = Kept(Path(study.kept))
     rows = {name: _row(config, name) for name in study.rows}
-    policies = {name: policy for name, (policy, _) in rows.items()}
-    digests = {name: schedule.digest for name, (_, schedule) in rows.items()}
-    timed = [(name, seam) for name in policies for seam in seams]
-    traces = {
-        (name, seam): kept.get(
-            trace_key(config, digests[name], seam),
-            partial(measured_for, policies[name], partial(_settings, config, policies[name], seam), study.calls),
-        )
-        for name, seam in tqdm(timed, desc="time", unit="row")
-    }
+    traces = _traces(config, kept, rows, Seam.INPAINT in seams)
     points = []
-    grid = [(name, seam, latency) for name in policies for seam in seams for latency in [*study.latencies_ms, MEASURED]]
+    grid = [(name, seam, latency) for name in rows for seam in seams for latency in [*study.latencies_ms, MEASURED]]
     for name, seam, latency in tqdm(grid, desc="play", unit="point"):
         # Without latency nothing is committed while a chunk is denoised, and inpainting is replacing.
         played_as = Seam.REPLACE if (seam, latency) == (Seam.INPAINT, 0.0) else seam
-        key = point_key(config, digests[name], played_as, latency)
-        trace = traces[name, seam] if latency == MEASURED else [float(latency)]
-        told = kept.get(key, partial(_played, config, policies[name], played_as, trace))
+        key = point_key(config, rows[name], played_as, latency, traces[name]["key"])
+        trace = traces[name]["ms"] if latency == MEASURED else [float(latency)]
+        told = kept.get(key, partial(_played, config, rows[name].policy, played_as, trace))
         points.append({"row": name, "seam": str(seam), "latency": latency, "p99_ms": p99(trace), **told})
     _compare(points)
     results = {
         "points": points,
-        "traces_ms": {name: {str(seam): traces[name, seam] for seam in seams} for name in policies},
+        "traces": traces,
+        "executors": {name: row.executor.to_json() for name, row in rows.items()},
         "provenance": run_provenance(torch.device(config.device), asdict(config)),
     }
     text = markdown_table(_COLUMNS, map(_cells, points))
@@ -102,39 +88,100 @@ def run(config: BenchConfig, folder: Path) -> None:
     print(f"{text}\nresults in {folder}")
 
 
-def _row(config: BenchConfig, name: str) -> tuple[DiffusionPolicy, CacheSchedule]:
+def _require(config: BenchConfig) -> list[Seam]:
+    """Return the seams; refuse what would be missed only after something was timed or played."""
+    study = config.realtime
+    seams = [choice("realtime.seams", name, Seam) for name in study.seams]
+    fine = 0.0 in study.latencies_ms and all(0 <= each < float("inf") for each in study.latencies_ms)
+    if not (fine and seams and study.rows):
+        got = f"{study.rows}, {study.seams} and {study.latencies_ms}"
+        expected = "rows, seams, and latencies of at least 0 ms with 0 among them"
+        raise InvalidInput(sentence("realtime", expected=expected, got=got, mend="correct the override"))
+    for name, least in {"episodes": 1, "parallel": 1, "calls": FEWEST_CALLS}.items():
+        if (given := getattr(study, name)) < least:
+            raise InvalidInput(
+                sentence(f"realtime.{name}", expected=f"at least {least}", got=given, mend="correct the override")
+            )
+    loop_rate(config.task, None)
+    require_environment(config.task, draws=False)
+    return seams
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method of the study: what plays, by which schedule, and what runs it."""
+
+    policy: DiffusionPolicy
+    schedule: CacheSchedule
+    executor: Selection
+
+    @property
+    def digest(self) -> str:
+        """What it computes: checkpoint and sampler are in the schedule's digest."""
+        return f"{self.schedule.digest}|{self.executor.kind} {self.executor.weights}"
+
+
+def _row(config: BenchConfig, name: str) -> Row:
     """Return what a row plays: ``none``, ``none ddim-10``, ``bac 10`` (a name of ``cache=`` and its updates)."""
     method, _, rest = name.partition(" ")
     short = rest.removeprefix("ddim-") if rest.startswith("ddim-") else ""
-    if (rest and not short and not rest.isdigit()) or (short and not short.isdigit()):
+    chosen = default_method(method)
+    updates = rest.isdigit() and not isinstance(chosen, NoCache)
+    if rest and not updates and not short.isdigit():
         raise InvalidInput(
             sentence("realtime.rows", expected="'none', 'none ddim-10' or 'bac 10'", got=name, mend="correct it")
         )
     policy = load_policy(config.checkpoint or config.task.name, device=config.device)
+    require_task(config.task, policy.spec)
     if short:
         policy = DiffusionPolicy(policy.checkpoint, ddim(policy.spec.process, int(short)), artefacts=policy.artefacts)
-    chosen = default_method(method)
-    chosen = chosen.with_budget(int(rest)) if rest.isdigit() and not isinstance(chosen, NoCache) else chosen
-    schedule = make_schedule(chosen, policy)
-    fast = bac.accelerate(policy, schedule, ExecutorKind.AUTO)
+    schedule = make_schedule(chosen.with_budget(int(rest)) if updates else chosen, policy)
+    executor = select_for(schedule, policy.trunk)
+    fast = bac.accelerate(policy, schedule, executor)
     require_standing_alone(fast)
-    return fast, schedule
+    return Row(fast, schedule, executor)
 
 
-def trace_key(config: BenchConfig, digest: str, seam: Seam) -> str:
-    """Return the name under which latencies are kept: schedule (and with it checkpoint and sampler), how measured.
+def _traces(config: BenchConfig, kept: Kept, rows: Mapping[str, Row], inpaint: bool) -> dict[str, dict[str, Any]]:
+    """Return each row's latencies: those that are kept, and the others timed now, all of them in turn.
 
-    Of the seams only ``inpaint`` gives a chunk more to do.
+    One trace serves all seams of a row, around committed actions if one of them commits any: at two traces, the
+    machine's moods would be compared and not the seams.
     """
-    how = f"{config.realtime.calls} calls on {config.device}, {config.threads} thread(s)"
-    return f"{digest}|{MEASURED}|{how}" + ("|around committed actions" if seam is Seam.INPAINT else "")
+    seam = Seam.INPAINT if inpaint else Seam.REPLACE
+    keys = {name: trace_key(config, row, inpaint) for name, row in rows.items()}
+    missing = {
+        name: (row.policy, partial(_settings, config, row.policy, seam))
+        for name, row in rows.items()
+        if keys[name] not in kept
+    }
+    timed = measured_for(missing, config.realtime.calls) if missing else {}
+    for name, taken_ms in timed.items():
+        kept.put(keys[name], {"ms": taken_ms, **_origin(config)})
+    return {name: kept[key] | {"key": key} for name, key in keys.items()}
 
 
-def point_key(config: BenchConfig, digest: str, seam: Seam, latency: float | str) -> str:
-    """Return the name under which a point is kept: schedule, latency, seam and episodes."""
-    taken = trace_key(config, digest, seam) if latency == MEASURED else f"{digest}|{latency}"
+def trace_key(config: BenchConfig, row: Row, inpaint: bool) -> str:
+    """Return the name under which latencies are kept: what was timed, how, and on what."""
+    how = f"{config.realtime.calls} calls on {device_name(torch.device(config.device))}, {config.threads} thread(s)"
+    around = "|around committed actions" if inpaint else ""
+    return f"{row.digest}|{MEASURED}|{how}, torch {torch.__version__}{around}"
+
+
+def point_key(config: BenchConfig, row: Row, seam: Seam, latency: float | str, timed: str) -> str:
+    """Return the name under which a point is kept: what played, at which latency, under which seam, and what.
+
+    Args:
+        config: of the study.
+        row: what played.
+        seam: how chunks met.
+        latency: milliseconds, or ``measured``.
+        timed: the name of the row's latencies.
+    """
+    taken = timed if latency == MEASURED else f"{row.digest}|{latency}"
     task, episodes = config.task, config.realtime.episodes
-    return f"{taken}|{seam}|{episodes} episodes from {task.seed}, at most {task.max_steps} steps"
+    played = f"{task.name}, a chunk every {row.policy.action_steps} of at most {task.max_steps} steps"
+    return f"{taken}|{seam}|{played}, {episodes} episodes from {task.seed}"
 
 
 def _played(config: BenchConfig, policy: DiffusionPolicy, seam: Seam, trace: list[float]) -> dict[str, Any]:
@@ -144,7 +191,13 @@ def _played(config: BenchConfig, policy: DiffusionPolicy, seam: Seam, trace: lis
     seeds = range(config.task.seed, config.task.seed + config.realtime.episodes)
     latency: LatencyOf = drawn_from(trace)
     played = play_virtual(world, seeds, latency, parallel=config.realtime.parallel)
-    return {**scores([each.episode for each in played]), **summary(played)}
+    return {**scores([each.episode for each in played]), **summary(played), **_origin(config)}
+
+
+def _origin(config: BenchConfig) -> dict[str, Any]:
+    """Return where something that is kept comes from: a study that goes on may be another commit's."""
+    provenance = run_provenance(torch.device(config.device), {})
+    return {"origin": {name: provenance[name] for name in ("commit", "device", "threads", "versions")}}
 
 
 def _settings(config: BenchConfig, policy: DiffusionPolicy, seam: Seam, p99_ms: float) -> LoopSettings:
@@ -154,6 +207,7 @@ def _settings(config: BenchConfig, policy: DiffusionPolicy, seam: Seam, p99_ms: 
         deadline_ticks=ticks_for(p99_ms, config.task.rate_hz),
         seam=seam,
         fallback=Fallback.HOLD,
+        rest_age_ms=math.inf,  # only the robot moves things in a simulator
     )
 
 
@@ -181,7 +235,7 @@ def _cells(point: Mapping[str, Any]) -> tuple[str, ...]:
         Estimate(**point["score_difference"]).signed,
         Estimate(**point["row_difference"]).signed,
         f"{ticks['held'] / max(ticks['ticks'], 1):.1%}",
-        f"{point['action_age_ms'].get('p99', 0):.0f}",
+        f"{point['action_age_ms'].get('mean', 0):.0f}",
         f"{point['seam_jump'].get('mean', float('nan')):.1f}",
     )
 

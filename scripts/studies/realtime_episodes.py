@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from threading import Thread, current_thread
+from time import monotonic
 
 import numpy as np
 
@@ -135,6 +136,8 @@ def play_wallclock(
 ) -> list[RealtimeEpisode]:
     """Play an episode per seed in real time, one after the other, inference in its own thread, which ends with it.
 
+    The world is stepped where the loop acts: in ticks that it skips, for the simulator itself took too long, it stands.
+
     Args:
         world: what they are played in.
         seeds: the episodes.
@@ -164,8 +167,9 @@ def play_wallclock(
                     row.begin_tick()
                     row.end_tick()
             # A chunk that nobody will execute would compete with the next episode's first.
+            deadline_s = monotonic() + leaving_s
             for thread in threads:
-                thread.join(leaving_s)
+                thread.join(max(deadline_s - monotonic(), 0.0))
                 if thread.is_alive():
                     raise Unavailable(
                         sentence(
@@ -221,7 +225,8 @@ class _Running:
         self._film()
         self.done = terminated or truncated
         last = self._last
-        if last is not None and command.kind is last.kind is CommandKind.EXECUTE:
+        executed = last is not None and command.kind is last.kind is CommandKind.EXECUTE
+        if last is not None and executed and command.tick == last.tick + 1:
             assert last.action is not None  # what was executed had one
             distance = float(np.linalg.norm(action - last.action))
             self._jumps[command.chunk == last.chunk].append(distance)

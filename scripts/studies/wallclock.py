@@ -10,6 +10,7 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,22 @@ import torch
 import bac
 from bac.control import LatencyBudget, LoopSettings, MonotonicClock, TickGrid, ticks_for
 from bac.control.clock import NS_PER_MS
+from bac.control.latency_budget import FEWEST_CALLS
 from bac.control.process import Hygiene
+from bac.errors import InvalidInput, Unavailable, sentence
 from bac.executors import ExecutorKind
 from bac.results import run_provenance, write_results
 from configs.controls import hold_of
 from configs.studies import BenchConfig
-from configs.tasks import environment, loop_rate
+from configs.tasks import environment, loop_rate, require_environment, require_task
 from policies.loading import load_policy, locate_checkpoint
 from policies.realtime import ChunkSource
 from studies.episodes import scores
 from studies.realtime_episodes import World, play_wallclock
-from studies.realtime_play import measured_ms, p99, summary
+from studies.realtime_play import measured_in_turn, p99, summary
 from studies.rows import markdown_table
 
+_STARTING_S = 60.0
 _HYGIENE = Hygiene(freeze_gc=True, lock_memory=True, switch_interval_ms=0.5, priority=50)
 _COLUMNS = (
     "load",
@@ -45,16 +49,18 @@ _COLUMNS = (
     "max ms",
     "deadline misses",
     "held",
-    "latency p99 ms",
+    "latency mean ms",
 )
 
 
 def run(config: BenchConfig, folder: Path) -> None:
     """Play in real time, alone and beside a busy process; write table and JSON into ``folder``."""
     study, rate_hz = config.wallclock, loop_rate(config.task, None)
+    _require(config, rate_hz)
     policy = load_policy(locate_checkpoint(config.checkpoint or config.task.name), device=config.device)
+    require_task(config.task, policy.spec)
     fast = bac.accelerate(policy, study.schedule, ExecutorKind.AUTO)
-    trace = measured_ms(fast, study.calls)
+    (trace,) = measured_in_turn([(fast, 0)], study.calls)
     settings = LoopSettings(rate_hz, fast.action_steps, ticks_for(p99(trace), rate_hz))
     world = World(environment(config.task), ChunkSource([fast]), settings, config.task.max_steps, hold_of(config.task))
     seeds = range(config.task.seed, config.task.seed + study.episodes)
@@ -78,6 +84,18 @@ def run(config: BenchConfig, folder: Path) -> None:
     write_results(folder / "results.json", results)
     print(f"{study.schedule} at {rate_hz:g} Hz, {settings.deadline_ticks} tick(s) to the deadline; hygiene: {hygiene}")
     print(f"{text}\nresults in {folder}")
+
+
+def _require(config: BenchConfig, rate_hz: float) -> None:
+    """Refuse what would be missed only after something was timed or played."""
+    study = config.wallclock
+    fewest = {"episodes": 1, "floor_s": 1 / rate_hz, "load_processes": 1, "calls": FEWEST_CALLS}
+    for name, least in fewest.items():
+        if not (given := getattr(study, name)) >= least:
+            raise InvalidInput(
+                sentence(f"wallclock.{name}", expected=f"at least {least:g}", got=given, mend="correct the override")
+            )
+    require_environment(config.task, draws=False)
 
 
 class _NotingClock(MonotonicClock):
@@ -110,18 +128,29 @@ def _spread(late_ms: Sequence[float]) -> dict[str, float]:
 def _busy(processes: int) -> Iterator[None]:
     """Keep so many other processes computing."""
     context = multiprocessing.get_context("spawn")
-    running = [context.Process(target=_burn, daemon=True) for _ in range(processes)]
+    burning = [context.Event() for _ in range(processes)]
+    running = [context.Process(target=_burn, args=(each,), daemon=True) for each in burning]
     for each in running:
         each.start()
     try:
+        if not all(each.wait(_STARTING_S) for each in burning):
+            raise _idle(processes, "fewer")
         yield
+        if not all(each.is_alive() for each in running):
+            raise _idle(processes, "one that ended")
     finally:
         for each in running:
             each.terminate()
             each.join()
 
 
-def _burn() -> None:
+def _idle(processes: int, got: str) -> Unavailable:
+    expected = f"{processes} that compute to the end"
+    return Unavailable(sentence("busy processes", expected=expected, got=got, mend="look at their errors"))
+
+
+def _burn(burning: Event) -> None:
+    burning.set()
     # No product of matrices, whose library would take the other cores as well.
     while True:
         pass
@@ -136,5 +165,5 @@ def _cells(load: int, told: dict[str, Any]) -> tuple[str, ...]:
         *(f"{told[name][key]:.2f}" for name in ("jitter_ms", "only_sleeping_ms") for key in ("p50", "p99", "max")),
         f"{counters['deadline_misses']} of {counters['requests']}",
         str(counters["held"]),
-        f"{told['latency_ms'].get('p99', 0):.1f}",
+        f"{told['latency_ms'].get('mean', 0):.1f}",
     )

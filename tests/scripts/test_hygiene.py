@@ -43,7 +43,9 @@ ChunkSource.chunks, Small.reset = noted_chunks, noted_reset
 realtime_play.environment = lambda task: lambda: Small(max_steps=4)
 before = state()
 config = composed("eval", "control=wallclock", "task.max_steps=4", *sys.argv[1:])
-_, told = realtime_play.play_controlled(config, small_policy(), "cached", [100000], 0, "play")
+policy = small_policy()
+trace = realtime_play.control_latencies(config, {"cached": policy})["cached"]
+_, told = realtime_play.play_controlled(config, policy, trace, [100000], 0, "play")
 print(json.dumps({"told": told["hygiene"], "seen": seen, "before": before, "after": state()}))
 """
 

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
-from studies.realtime import point_key, trace_key
+from studies.realtime import Row, point_key, trace_key
 from studies.realtime_episodes import RealtimeEpisode, World, play_virtual, play_wallclock
-from studies.realtime_play import MEASURED, drawn_from, latency_trace, measured_for, measured_ms, summary
+from studies.realtime_play import MEASURED, drawn_from, given_trace, measured_for, measured_in_turn, summary
 
 import bac
 from bac.control import ActionLimits, LoopSettings, MonotonicClock, Predict, Request, Seam, repeat, ticks_for
@@ -36,14 +38,19 @@ def study(*overrides: str) -> BenchConfig:
     return composed("bench", *overrides)
 
 
+def row(digest: str = "d", action_steps: int = 8) -> Row:
+    """Return all of a row that its names hang on."""
+    return cast(Row, SimpleNamespace(digest=digest, policy=SimpleNamespace(action_steps=action_steps)))
+
+
 @pytest.mark.parametrize(
     ("override", "points", "traces"),
     [
         ("task.seed=5", True, False),
         ("task.max_steps=9", True, False),
+        ("task=can", True, False),
         ("realtime.episodes=3", True, False),
         ("threads=2", False, True),
-        ("device=cuda", False, True),
         ("realtime.calls=300", False, True),
     ],
 )
@@ -53,20 +60,26 @@ def test_what_is_kept_answers_no_other_question(override: str, points: bool, tra
     def differs(name: Callable[[BenchConfig], str]) -> bool:
         return name(usual) != name(other)
 
-    assert differs(lambda config: point_key(config, "d", Seam.BLEND, 200.0)) is points
-    for seam in Seam:
-        assert differs(lambda config, seam=seam: trace_key(config, "d", seam)) is traces
-    # A measured point hangs on its latencies as well.
-    assert differs(lambda config: point_key(config, "d", Seam.BLEND, MEASURED))
+    assert differs(lambda config: point_key(config, row(), Seam.BLEND, 200.0, "timed")) is points
+    for inpaint in (False, True):
+        assert differs(lambda config, inpaint=inpaint: trace_key(config, row(), inpaint)) is traces
+    assert point_key(usual, row(), Seam.BLEND, 200.0, "t") != point_key(usual, row("d", 4), Seam.BLEND, 200.0, "t")
+
+
+@pytest.mark.parametrize("of", ["studies.realtime.torch.__version__", "studies.realtime.device_name"])
+def test_what_was_timed_on_another_device_or_torch_is_timed_again(of: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = trace_key(study(), row(), True)
+    monkeypatch.setattr(of, "2.0" if of.endswith("__") else lambda _: "another")
+    assert trace_key(study(), row(), True) != before
 
 
 def test_what_is_kept_of_a_schedule_is_of_that_seam_and_latency_alone() -> None:
-    asked = [(digest, seam, at) for digest in ("d", "e") for seam in Seam for at in (0.0, 200.0, MEASURED)]
-    traces = {seam: [trace_key(study(), digest, seam) for digest in ("d", "e")] for seam in Seam}
-    names = {point_key(study(), *each) for each in asked} | {name for each in traces.values() for name in each}
-    # Committed actions give a chunk more to do; which action takes over from which does not.
-    assert traces[Seam.REPLACE] == traces[Seam.BLEND] != traces[Seam.INPAINT]
-    assert len(names) == len(asked) + 4
+    asked = [(each, seam, at) for each in (row("d"), row("e")) for seam in Seam for at in (0.0, 200.0, MEASURED)]
+    timed = [partial(trace_key, study(), inpaint=inpaint) for inpaint in (False, True)]
+    # A measured point hangs on the latencies that were measured, another on none.
+    names = {point_key(study(), *each, trace(each[0])) for each in asked for trace in timed}
+    assert len(names) == 2 * len(Seam) * (2 + 2)
+    assert len({trace(each) for each, _, _ in asked for trace in timed}) == 4
 
 
 class Small(PushTEnv):
@@ -276,23 +289,21 @@ def test_latencies_of_inpainting_are_of_chunks_around_the_actions_that_are_commi
 
     monkeypatch.setattr(ChunkSource, "chunks", noted)
     # Warmed for each number there can be, then timed: five calls more, untimed, and a hundred.
-    assert len(measured_ms(policy, 100, committed=3)) == 100
-    assert called == [0, 1, 2, *[3] * 105]
-    called.clear()
-    measured_ms(policy, 100)
-    assert called == [0] * 106
+    assert [len(taken) for taken in measured_in_turn([(policy, 3), (policy, 0)], 100)] == [100, 100]
+    # Both are called in turn, so that they meet the same minutes.
+    assert called == [0, 1, 2, 0, *[3, 0] * 105]
 
 
 def test_no_fewer_actions_are_committed_while_timing_than_by_the_loop_that_results(
     policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timed: list[int] = []
+    timed: list[list[int]] = []
 
-    def measured(policy: DiffusionPolicy, calls: int, committed: int = 0) -> list[float]:
-        timed.append(committed)
-        return [150.0 if committed < 2 else 250.0] * calls
+    def measured(asked: list[tuple[DiffusionPolicy, int]], calls: int) -> list[list[float]]:
+        timed.append([committed for _, committed in asked])
+        return [[150.0 if committed < 2 else 250.0] * calls for _, committed in asked]
 
-    monkeypatch.setattr("studies.realtime_play.measured_ms", measured)
+    monkeypatch.setattr("studies.realtime_play.measured_in_turn", measured)
 
     def settings_of(seam: Seam, deadline_ticks: int | None, p99_ms: float) -> LoopSettings:
         deadline = ticks_for(p99_ms, 10.0) if deadline_ticks is None else deadline_ticks
@@ -306,28 +317,34 @@ def test_no_fewer_actions_are_committed_while_timing_than_by_the_loop_that_resul
         (Seam.INPAINT, 1000, [5]),  # a chunk of this policy has no more actions
     ]:
         timed.clear()
-        trace = measured_for(policy, partial(settings_of, seam, deadline_ticks), 100)
-        assert timed == expected
-        assert trace == [250.0 if expected[-1] >= 2 else 150.0] * 100
+        told = measured_for({"one": (policy, partial(settings_of, seam, deadline_ticks))}, 100)
+        assert timed == [[each] for each in expected]
+        assert told == {"one": [250.0 if expected[-1] >= 2 else 150.0] * 100}
+    timed.clear()
+    both = {seam: (policy, partial(settings_of, seam, None)) for seam in (Seam.INPAINT, Seam.REPLACE)}
+    assert {name: trace[0] for name, trace in measured_for(both, 100).items()} == {"inpaint": 250.0, "replace": 150.0}
+    assert timed == [[0, 0], [2, 0], [3, 0]]
 
 
 def test_summary_adds_up(policy: DiffusionPolicy) -> None:
     played = play(policy, 80.0, deadline_ticks=1)
     told = summary(played)
     assert told["counters"]["executed"] == 4 * 29
-    assert told["action_age_ms"]["count"] == 4 * 29
+    ages = [each.report.action_age_ms for each in played]
+    assert told["action_age_ms"] == {
+        "count": 4 * 29,
+        "mean": pytest.approx(np.mean([each["mean"] for each in ages])),
+        "max": max(each["max"] for each in ages),
+        "worst_episode_p99": max(each["p99"] for each in ages),
+    }
     assert told["seam_jump"]["count"] == 4 * 7
     assert told["stopped"] == {}
-
-
-def not_measured() -> list[float]:
-    raise AssertionError("a latency that was given is not measured")
 
 
 @pytest.mark.parametrize("latency", [-1, float("inf"), "often", None, True])
 def test_a_latency_that_is_none_refuses(latency: object) -> None:
     with pytest.raises(InvalidInput, match=r"^latency: expected measured, milliseconds, or the results.json of"):
-        latency_trace(latency, "cached", not_measured)
+        given_trace(latency, "cached")
 
 
 @pytest.mark.parametrize(
@@ -336,13 +353,13 @@ def test_a_latency_that_is_none_refuses(latency: object) -> None:
 def test_a_file_without_latencies_refuses(text: str, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(InvalidInput, match=r"^latency: expected measured, milliseconds, or the results.json of"):
-        latency_trace(str(tmp_path / "results.json"), "cached", not_measured)
+        given_trace(str(tmp_path / "results.json"), "cached")
     (tmp_path / "results.json").write_text("[")
     with pytest.raises(CorruptArtefact, match=r"results\.json: expected a JSON document of results"):
-        latency_trace(str(tmp_path / "results.json"), "cached", not_measured)
+        given_trace(str(tmp_path / "results.json"), "cached")
 
 
 def test_latencies_of_an_image_policy_are_measured_without_demonstrations() -> None:
-    taken = measured_ms(DiffusionPolicy(small_image_checkpoint()), 100)
+    (taken,) = measured_in_turn([(DiffusionPolicy(small_image_checkpoint()), 0)], 100)
     assert len(taken) == 100
     assert min(taken) > 0

@@ -189,7 +189,10 @@ def _locate(policy: Acceleratable, schedule: Path | str) -> Path:
     if folder is None or str(schedule) not in named:
         raise MissingArtefact(
             sentence(
-                "schedule", expected=f"a file or one of {named}", got=str(schedule), mend="run scripts/calibrate.py"
+                "schedule",
+                expected=f"a file or one of {named}",
+                got=str(schedule),
+                mend="run scripts/calibrate.py with this checkpoint and sampler",
             )
         )
     return folder / f"{schedule}.json"

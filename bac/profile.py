@@ -221,7 +221,12 @@ class FeatureProfile:
         path, zarr = Path(path), _zarr()
         if not path.is_file():
             raise MissingArtefact(
-                sentence("feature profile", expected=f"a file {path}", got="none", mend="run scripts/calibrate.py")
+                sentence(
+                    "feature profile",
+                    expected=f"a file {path}",
+                    got="none",
+                    mend="run scripts/calibrate.py with this checkpoint and sampler",
+                )
             )
         try:
             ZipFile(path).close()  # refuses first: ZipStore's exit hides a failed opening behind an AttributeError

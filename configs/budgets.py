@@ -38,8 +38,7 @@ class LatencyBudgetConfig:
     threads: int | None
 
     def __post_init__(self) -> None:
-        if self.measure_calls < FEWEST_CALLS:
-            expected = f"at least {FEWEST_CALLS}, for fewer have no 99th percentile"
-            raise InvalidInput(
-                sentence("measure_calls", expected=expected, got=self.measure_calls, mend="time more calls")
-            )
+        for name, least in {"measure_calls": FEWEST_CALLS, "calls": FEWEST_CALLS, "warmup": 0}.items():
+            if (given := getattr(self, name)) < least:
+                why = ", for fewer have no 99th percentile" if least else ""
+                raise InvalidInput(sentence(name, expected=f"at least {least}{why}", got=given, mend="time more calls"))

@@ -11,7 +11,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from bac.errors import BacError
+from bac.errors import BacError, InvalidInput, sentence
 from configs.store import register
 from envs.errors import EnvError
 
@@ -28,7 +28,7 @@ def script(name: str, config_type: type[_Config]) -> Callable[[Callable[[_Config
         @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent), config_name=name)
         def command(composed: DictConfig) -> object:
             try:
-                config = OmegaConf.to_object(composed)
+                config = _complete(composed)
                 assert isinstance(config, config_type)  # the YAML's first default is the schema
                 return main(config, Path(HydraConfig.get().runtime.output_dir))
             except (BacError, EnvError) as error:
@@ -38,3 +38,18 @@ def script(name: str, config_type: type[_Config]) -> Callable[[Callable[[_Config
         return command
 
     return decorate
+
+
+def _complete(composed: DictConfig) -> object:
+    """Return the typed configuration.
+
+    Raises:
+        InvalidInput: a value that has no default was not given.
+    """
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        given = " ".join(f"{key}=VALUE" for key in missing)
+        raise InvalidInput(
+            sentence("configuration", expected=f"{', '.join(missing)}", got="none", mend=f"give {given}")
+        )
+    return OmegaConf.to_object(composed)

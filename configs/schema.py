@@ -33,7 +33,7 @@ class TaskConfig:
         observation: key -> channels, in the order the policy concatenates them; 64 for an image, which is what its
             encoder makes of it.
         action_dim: channels of an action.
-        action_steps: executed actions of a chunk.
+        action_steps: executed actions of a chunk of a policy that is trained; one that was trained keeps its own.
         max_steps: control steps of an episode.
         seed: first seed of the published evaluation.
         rate_hz: control rate of the environment.

@@ -155,7 +155,7 @@ class PushTEnv(gymnasium.Env[_Observation, np.ndarray]):
             EnvError: the seed is out of range, or the options are not as above.
         """
         if seed is not None and not 0 <= seed <= _LARGEST_SEED:
-            raise EnvError(f"Push-T seed: expected 0 to {_LARGEST_SEED}, got {seed}; choose a smaller one.")
+            raise EnvError(f"Push-T seed: expected 0 to {_LARGEST_SEED}, got {seed}; choose one in that range.")
         given = _given_state(options)
         super().reset(seed=seed)
         if given is not None:

@@ -160,7 +160,9 @@ class RobomimicEnv(gymnasium.Env[_Observation, np.ndarray]):
             EnvError: the seed is out of range, or the options are not as above.
         """
         if seed is not None and not 0 <= seed <= _LARGEST_SEED:
-            raise EnvError(f"{self.task.name} seed: expected 0 to {_LARGEST_SEED}, got {seed}; choose a smaller one.")
+            raise EnvError(
+                f"{self.task.name} seed: expected 0 to {_LARGEST_SEED}, got {seed}; choose one in that range."
+            )
         given = self._given_start(options)
         super().reset(seed=seed)
         self._steps = 0

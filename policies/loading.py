@@ -84,8 +84,10 @@ def locate_checkpoint(source: str | Path) -> Path:
     path = Path(source)
     if not path.is_file():
         tasks = sorted(file.parent.name for file in PRETRAINED.glob(f"*/{CHECKPOINT_FILE}"))
+        inside = path / CHECKPOINT_FILE
+        own = f"give checkpoint={inside}" if inside.is_file() else "give checkpoint=PATH of one that you trained"
         raise MissingArtefact(
-            sentence("checkpoint", expected=f"a file or one of {tasks}", got=str(source), mend="check the name")
+            sentence("checkpoint", expected=f"a file, or a task of the shipped {tasks}", got=str(source), mend=own)
         )
     return path
 

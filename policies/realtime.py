@@ -123,6 +123,6 @@ def goes_on(cache: str) -> InvalidInput:
             "cache of a control loop",
             expected="one whose chunks stand alone",
             got=f"{cache}, which goes on from the chunk before and needs a world that waits",
-            mend="use control=none or another cache",
+            mend="use another cache, or no control loop",
         )
     )

@@ -26,7 +26,7 @@ import numpy as np
 from bac.control import ObservationHistory
 from bac.control.clock import NS_PER_MS
 from bac.errors import BacError, InvalidInput, Unavailable, sentence
-from bac.statistics import bootstrap_mean, wilson
+from bac.statistics import mean_estimate, wilson
 from ros2_bridge.__main__ import CONFIG
 from ros2_bridge.conversion import action_message, trajectory_message
 from ros2_bridge.intake import Intake
@@ -142,7 +142,7 @@ def closed_loop(options: argparse.Namespace) -> dict[str, Any]:
     trace = counted["latencies_ms"]
     return {
         "task": options.task,
-        "score": asdict(bootstrap_mean(np.array([each["score"] for each in episodes]))),
+        "score": asdict(mean_estimate([each["score"] for each in episodes])),
         "success": asdict(wilson(sum(each["success"] for each in episodes), len(episodes))),
         "ticks_lost": {name: sum(each[name] for each in episodes) for name in ("missed", "surplus", "overruns")},
         "episodes": episodes,

@@ -194,7 +194,12 @@ def _resolve(cache: str, kept: Mapping[str, Path]) -> str:
     updates = {name: each.share.sum() for name, each in schedules.items() if each.method == cache}
     if not updates:
         raise MissingArtefact(
-            sentence("cache", expected=f"none or one of {list(kept)}", got=cache, mend="run scripts/calibrate.py")
+            sentence(
+                "cache",
+                expected=f"none or one of {list(kept)}",
+                got=cache,
+                mend="calibrate, or give budget_ms for the bank",
+            )
         )
     return max(updates, key=lambda name: updates[name])
 

@@ -31,6 +31,7 @@ def main(config: BenchConfig, folder: Path) -> None:
     study = _STUDIES[choice("study", config.study, Study)]
     usable_device(config.device)
     use_threads(config.threads)
+    list(config.chosen_executors())  # a misspelt one refuses now and not where its rows begin
     study(config, folder)
 
 

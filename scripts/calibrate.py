@@ -24,6 +24,7 @@ from configs.tasks import demonstrations, require_task
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import load_policy, profile_path, require_free, schedule_path
 from policies.realtime import goes_on
+from policies.samplers import ddim
 
 
 def main(config: CalibrateConfig, folder: Path) -> None:
@@ -93,7 +94,7 @@ def _kept(config: CalibrateConfig, path: Path) -> FeatureProfile:
 
 
 def _require_family(config: CalibrateConfig, policy: DiffusionPolicy) -> None:
-    """Refuse budgets that the sampler's steps do not have, and chunks that no control loop can play."""
+    """Refuse budgets and samplers that the sampler's steps do not have, and chunks that no control loop can play."""
     steps = policy.sampler.steps
     if CrossChunk.name in config.family.methods:
         raise goes_on(f"family.methods with {CrossChunk.name}")
@@ -106,6 +107,13 @@ def _require_family(config: CalibrateConfig, policy: DiffusionPolicy) -> None:
                 got=wrong,
                 mend="leave these out",
             )
+        )
+    known = all(1 <= each <= steps for each in config.family.ddim)
+    names = [policy.sampler.name, *(ddim(policy.spec.process, each).name for each in config.family.ddim if known)]
+    if not known or len(set(names)) < len(names):
+        expected = f"step counts up to {steps}, each once, of other samplers than {policy.sampler.name}"
+        raise InvalidInput(
+            sentence("family.ddim", expected=expected, got=config.family.ddim, mend="leave the others out")
         )
 
 

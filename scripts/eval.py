@@ -37,7 +37,7 @@ from configs.tasks import HELD_OUT_SEED, demonstrations, require_environment, re
 from envs.stage import Episode
 from policies.diffusion_policy import DiffusionPolicy
 from policies.evaluation import action_errors, latency_and_flops
-from policies.loading import load_policy, locate_checkpoint, make_schedule
+from policies.loading import PRETRAINED, load_policy, locate_checkpoint, make_schedule
 
 
 def main(config: EvalConfig, folder: Path) -> None:
@@ -55,7 +55,7 @@ def main(config: EvalConfig, folder: Path) -> None:
     policy = load_policy(checkpoint, sampler=config.sampler.build, device=config.device, weights=config.weights)
     require_task(config.task, policy.spec)
     demos = demonstrations(config.task, config.demonstrations, config.filter_key)
-    if config.checkpoint is not None:
+    if not checkpoint.is_relative_to(PRETRAINED):  # a shipped policy's files belong to the package
         Calibration(config.calibration, policy, demos).on_first_use(method)
     schedule = make_schedule(method, policy)
     executor = config.executor.select(schedule, policy.trunk)

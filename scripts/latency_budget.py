@@ -15,6 +15,7 @@ from bac.results import run_provenance, write_results
 from bac.timing import device_synchroniser
 from configs.budgets import LatencyBudgetConfig
 from configs.entry import script
+from configs.tasks import require_task
 from policies.bank import BANK_FILE, device_path, load_candidates, load_device_profile, load_entry, measure_bank
 from policies.diffusion_policy import DiffusionPolicy
 from policies.loading import bank_folder, load_policy
@@ -25,6 +26,7 @@ def main(config: LatencyBudgetConfig, folder: Path) -> None:
     budget = LatencyBudget(config.budget_ms, config.rate_hz)
     use_threads(config.threads)
     policy = load_policy(config.checkpoint or config.task.name, device=config.device)
+    require_task(config.task, policy.spec)
     home = bank_folder(policy)
     bank = ScheduleBank.load(home / BANK_FILE)
     executor = config.executor.select_plain(policy.trunk)

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from studies.pareto import COLUMNS, cells, equals, frontier
+from studies.realtime_play import MEASURED
 from studies.rows import markdown_table
 
+from bac.control import Seam
 from bac.errors import InvalidInput, MissingArtefact, sentence
 from bac.files import write_whole
+from bac.statistics import paired_difference
 from configs.entry import script
 from configs.schema import ReportConfig
 
@@ -120,12 +123,35 @@ def _against_bac(folder: Path) -> str:
     return markdown_table(columns, lines)
 
 
+def _seams(folder: Path) -> str:
+    """Return what the seams do where each row has its own latency: jumps, and scores paired with those of replace."""
+    points = [each for each in json.loads(_file(folder / "results.json"))["points"] if each["latency"] == MEASURED]
+    replaced = {each["row"]: each["scores"] for each in points if each["seam"] == Seam.REPLACE}
+    columns = ("method", "seam", "latency p99 ms", "seam jump", "step within a chunk", "score", "against replace")
+    return markdown_table(
+        columns,
+        [
+            (
+                each["row"],
+                each["seam"],
+                f"{each['p99_ms']:.0f}",
+                f"{each['seam_jump']['mean']:.1f}",
+                f"{each['step_within_chunk']['mean']:.1f}",
+                f"{each['score']['mean']:.3f}",
+                paired_difference(each["scores"], replaced[each["row"]]).signed,
+            )
+            for each in points
+        ],
+    )
+
+
 _TABLES: dict[str, Callable[[Path], str]] = {
     "file": _file,
     "equal": _equal,
     "frontier": _frontier,
     "last_step": _last_step,
     "against_bac": _against_bac,
+    "seams": _seams,
 }
 
 

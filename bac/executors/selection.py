@@ -72,7 +72,7 @@ def select(kind: ExecutorKind | str, trunk: ResidualTrunk, weights: WeightType |
                 "executor weights",
                 expected=f"fp32 for executor {kind} on {trunk.device}",
                 got=weights,
-                mend="use executor=compiled on the CPU, or weights=fp32",
+                mend="use executor=compiled on the CPU, or executor.weights=fp32",
             )
         )
     if kind is ExecutorKind.AUTO and on_gpu:

@@ -45,7 +45,7 @@ from policies.loading import load_policy, profile_path
 from studies.rows import REFERENCE, markdown_table, require_package, started, timed, wanted
 from studies.stages import stages_markdown, starts_markdown, time_stages, time_starts
 
-_COLUMNS = ("row", "p50 ms", "p99 ms", "against reference", "GFLOPs", "action error", "memory MB", "warm-up s")
+_COLUMNS = ("row", "p50 ms", "p99 ms", "against reference", "GFLOPs", "action error", "memory MiB", "warm-up s")
 _BETAS = "squaredcos_cap_v2"
 
 

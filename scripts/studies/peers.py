@@ -46,7 +46,7 @@ from studies.rows import REFERENCE, markdown_table, one_line, require_package, s
 _COLUMNS = ("row", "computed", "action error mean", "p95", "p50 ms", "p99 ms", "against reference")
 _UPDATES = 10
 _CALIBRATION_SEED = 0
-"""Of the observations that MagCache is calibrated on, as in ``configs/calibrate.yaml``; not the held-out ones."""
+"""Of MagCache's observations, as in ``configs/calibration/standard.yaml``; not that of the held-out ones."""
 
 _REFUSALS = (
     ArithmeticError,

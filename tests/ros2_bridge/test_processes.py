@@ -170,7 +170,7 @@ def test_what_is_missing_ends_the_process_with_one_sentence(start: Start, domain
     process = start("-m", "ros2_bridge", "--transport", "dds", "--set", "checkpoint=gone.safetensors")
     output, _ = process.communicate(timeout=START_S)
     assert process.returncode == 1
-    assert output.splitlines()[-1].startswith("error: checkpoint: expected a file or one of")
+    assert output.splitlines()[-1].startswith("error: checkpoint: expected a file, or a task of the shipped")
 
 
 @pytest.mark.sim

@@ -147,6 +147,12 @@ def test_a_budget_without_a_bank_says_how_to_make_one(banked: Path) -> None:
         "error: schedule bank: expected a file run/elsewhere/bank/bank.json, got none; "
         "run scripts/calibrate.py bank=true.\n"
     )
+    told = run(banked, "latency_budget", *CHECKPOINT, status=1)
+    assert told == "error: configuration: expected budget_ms, got none; give budget_ms=VALUE.\n"
+    told = run(banked, "latency_budget", *CHECKPOINT, "budget_ms=80", "calls=99", status=1)
+    assert told.startswith("error: calls: expected at least 100, for fewer have no 99th percentile, got 99")
+    told = run(banked, "latency_budget", *CHECKPOINT, "task=square", "budget_ms=80", status=1)
+    assert told.startswith("error: policy for task=square: expected task square, got push_t")
     told = run(banked, "latency_budget", *CHECKPOINT, "budget_ms=101", "rate_hz=10", status=1)
     assert told.startswith("error: latency budget: expected more than 0 ms, at most the period of 100 ms, got 101")
 

@@ -483,6 +483,12 @@ def test_results_outlive_pictures_that_cannot_be_drawn(trained: Path, tmp_path: 
         (["task=lift"], "error: policy for task=lift: expected task lift, got push_t; give task=push_t"),
         (["weights=ema"], "error: weights: expected null for a checkpoint of ours"),
         (["checkpoint=nowhere.safetensors"], "error: checkpoint: expected a file"),
+        (
+            ["task=push_t_image", "checkpoint=null"],
+            "error: checkpoint: expected a file, or a task of the shipped ['can', 'lift', 'push_t', 'square'], got "
+            "push_t_image; give checkpoint=PATH of one that you trained.",
+        ),
+        (["checkpoint=run"], "got run; give checkpoint=run/checkpoint.safetensors."),
         (["compare=ddim"], "error: compare: expected none"),
         (["cache=none", "error_observations=99999999"], "error: observations: expected 1 to 25650, got 99999999"),
         (["cache.updatez=3"], "cache.updatez"),

@@ -26,7 +26,7 @@ from studies.latency import user_loop
 from studies.rows import started
 
 from bac.control import LatencyBudget
-from bac.errors import CorruptArtefact, InvalidInput, Mismatch, Unavailable
+from bac.errors import CorruptArtefact, InvalidInput, Mismatch, MissingArtefact, Unavailable
 from bac.executors import ChunkNoise, ExecutorKind, WeightType
 from bac.methods import CrossChunk, full_schedule
 from policies.benchmark import Row, executor_rows
@@ -131,6 +131,45 @@ def test_studies_of_a_loop_refuse_chunks_that_go_on_before_anything_is_timed(
         bench.main(composed("bench", f"study={study}", f"realtime.kept={tmp_path / 'kept.json'}", *given), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["realtime.latencies_ms=[0,-5]"], "realtime: expected rows, seams, and latencies of at least 0 ms with 0 amo"),
+        (["realtime.latencies_ms=[100]"], "realtime: expected rows, seams, and latencies of at least 0 ms with 0 amon"),
+        (["realtime.rows=[]"], "realtime: expected rows, seams, and latencies of at least 0 ms with 0 among them, got"),
+        (["realtime.parallel=0"], "realtime.parallel: expected at least 1, got 0; correct the override."),
+        (["realtime.calls=99"], "realtime.calls: expected at least 100, got 99; correct the override."),
+        (["realtime.rows=[none 30]"], "realtime.rows: expected 'none', 'none ddim-10' or 'bac 10', got none 30"),
+        (["study=wallclock", "wallclock.floor_s=0.04"], "wallclock.floor_s: expected at least 0.1, got 0.04; correct"),
+        (["study=wallclock", "wallclock.load_processes=0"], "wallclock.load_processes: expected at least 1, got 0;"),
+        (["executors=[compiledbf16]"], "executors: expected one of auto, eager, compiled, cuda_graph, onnx, got"),
+    ],
+)
+def test_a_study_of_a_loop_refuses_before_anything_is_timed(
+    overrides: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("studies.realtime.measured_for", lambda *_: pytest.fail("timed"))
+    given = ["threads=1", "study=realtime", f"realtime.kept={tmp_path / 'kept.json'}", *overrides]
+    with pytest.raises(InvalidInput, match=f"^{re.escape(told)}"):
+        bench.main(composed("bench", *given), tmp_path)
+
+
+def test_a_shipped_policy_is_never_calibrated_by_use_whatever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Calibration, "on_first_use", lambda *_: pytest.fail("calibrated"))
+    config = composed("eval", "checkpoint=push_t", "cache=search", "cache.gflops=3.21", "threads=1")
+    with pytest.raises(MissingArtefact, match=r"search"):
+        evaluation.main(config, tmp_path)
+
+
+@pytest.mark.parametrize("study", ["realtime", "wallclock"])
+def test_a_policy_of_another_task_is_played_by_no_study(study: str, tmp_path: Path) -> None:
+    config = composed("bench", f"study={study}", "task=square", "checkpoint=can", "threads=1")
+    with pytest.raises(Mismatch, match=r"^policy for task=square: expected task square, got can"):
+        bench.main(config, tmp_path)
+
+
 @pytest.mark.parametrize("study", ["realtime", "wallclock"])
 def test_studies_of_a_loop_keep_the_environments_rate(study: str, tmp_path: Path) -> None:
     config = composed("bench", f"study={study}", "task.rate_hz=50", "checkpoint=nowhere.safetensors", "threads=1")
@@ -146,6 +185,11 @@ def test_studies_of_a_loop_keep_the_environments_rate(study: str, tmp_path: Path
             "family.updates: expected 1 to 16, the steps of ddim-16-trailing, got [20",
         ),
         (["family.methods=[bac,cross_chunk]"], "cache of a control loop: expected one whose chunks stand alone"),
+        (
+            ["sampler=ddim", "sampler.steps=10", "family.updates=[5]"],
+            "family.ddim: expected step counts up to 10, each once, of other samplers than ddim-10-trailing, got [10",
+        ),
+        (["family.ddim=[200]"], "family.ddim: expected step counts up to 100, each once, of other samplers than ddpm"),
     ],
 )
 def test_a_bank_that_cannot_be_refuses_by_the_key_that_was_given(

@@ -57,7 +57,10 @@ def test_tables_are_what_the_report_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "folder",
-    [*(f"pareto/{sampler}" for sampler in PARETO), "bench/peers", "at_ddim10", *LEAST_SUCCESS, "push_t/executors"],
+    [
+        *(f"pareto/{sampler}" for sampler in PARETO),
+        *("bench/peers", "at_ddim10", *LEAST_SUCCESS, "push_t/executors", "realtime"),
+    ],
 )
 def test_results_come_from_clean_commits(folder: str) -> None:
     results = read(*folder.split("/"))
@@ -125,6 +128,23 @@ def test_push_t_keeps_its_success_at_its_default_and_not_at_the_papers() -> None
     assert rows["bac S=10 n=5"]["success_difference"]["mean"] < -0.05
     assert rows["bac S=30 n=5"]["success_difference"]["mean"] >= 0
     assert composed("eval", "cache=bac").cache.build().updates == 30
+
+
+def test_score_against_latency_is_of_paired_episodes_and_says_what_caching_buys() -> None:
+    results = read("realtime")
+    points = {(each["row"], each["seam"], each["latency"]): each for each in results["points"]}
+    rows, seams = ("none", "none ddim-10", "bac 30", "bac_weighted 10"), ("replace", "blend", "inpaint")
+    assert set(points) == {(row, seam, at) for row in rows for seam in seams for at in (0.0, 400.0, "measured")}
+    assert {len(each["scores"]) for each in points.values()} == {50}
+    assert {len(trace["ms"]) for trace in results["traces"].values()} == {200}
+    # Without latency there is nothing to inpaint, and it is the evaluation.
+    assert all(points[row, "inpaint", 0.0]["scores"] == points[row, "replace", 0.0]["scores"] for row in rows)
+    uncached, cached = (points[row, "replace", "measured"] for row in ("none", "bac_weighted 10"))
+    bought = paired_difference(cached["scores"], uncached["scores"])
+    assert asdict(bought) == cached["row_difference"]
+    text = " ".join(DOCUMENT.read_text().split())
+    assert f"{cached['score']['mean']:.3f} with `bac_weighted` at S = 10" in text
+    assert f"{uncached['score']['mean']:.3f} without caching, {bought.signed} paired" in text
 
 
 @pytest.mark.parametrize("task", LEAST_SUCCESS)

@@ -142,9 +142,13 @@ def test_score_against_latency_is_of_paired_episodes_and_says_what_caching_buys(
     uncached, cached = (points[row, "replace", "measured"] for row in ("none", "bac_weighted 10"))
     bought = paired_difference(cached["scores"], uncached["scores"])
     assert asdict(bought) == cached["row_difference"]
-    text = " ".join(DOCUMENT.read_text().split())
-    assert f"{cached['score']['mean']:.3f} with `bac_weighted` at S = 10" in text
+    text, readme = (" ".join(path.read_text().split()) for path in (DOCUMENT, ROOT / "README.md"))
+    ages, jumps = ([each[what]["mean"] for each in (cached, uncached)] for what in ("action_age_ms", "seam_jump"))
     assert f"{uncached['score']['mean']:.3f} without caching, {bought.signed} paired" in text
+    for said in (text, readme):
+        assert f"{cached['score']['mean']:.3f} with `bac_weighted` at S = 10" in said
+        assert "was seen {:.0f} and not {:.0f} ms before".format(*ages) in said
+        assert "seams jump by {:.0f} and not {:.0f} pixels".format(*jumps) in said
 
 
 @pytest.mark.parametrize("task", LEAST_SUCCESS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -26,12 +28,21 @@ def test_every_mode_composes(mode: ControlMode) -> None:
 
 def test_settings_follow_task_policy_and_latency() -> None:
     made = config("control=realtime").control.settings(10.0, 8, 451.0)
-    assert made == LoopSettings(rate_hz=10.0, replan_ticks=8, deadline_ticks=5)
+    # Nothing but the robot moves in a simulator: no observation of a robot at rest is too old.
+    assert made == LoopSettings(rate_hz=10.0, replan_ticks=8, deadline_ticks=5, rest_age_ms=math.inf)
     overrides = ["seam=inpaint", "fallback=stop", "replan_ticks=4", "deadline_ticks=2", "stall_ms=900", "restarts=3"]
     overrides.append("observation_age_ms=250")
     made = config("control=realtime", *(f"control.{each}" for each in overrides)).control.settings(20.0, 8, 10.0)
     assert made == LoopSettings(
-        20.0, 4, 2, Seam.INPAINT, fallback=Fallback.STOP, observation_age_ms=250.0, stall_ms=900.0, restarts=3
+        20.0,
+        4,
+        2,
+        Seam.INPAINT,
+        fallback=Fallback.STOP,
+        observation_age_ms=250.0,
+        rest_age_ms=math.inf,
+        stall_ms=900.0,
+        restarts=3,
     )
 
 

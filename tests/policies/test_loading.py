@@ -30,7 +30,7 @@ def test_shipped_task_wins_over_a_file_of_that_name(tmp_path: Path, monkeypatch:
     save_checkpoint(small_checkpoint(), shipped)
     monkeypatch.setattr(loading, "PRETRAINED", tmp_path / "pretrained")
     assert locate_checkpoint("push_t") == shipped
-    with pytest.raises(MissingArtefact, match=r"a file or one of \['push_t'\], got lift"):
+    with pytest.raises(MissingArtefact, match=r"a file, or a task of the shipped \['push_t'\], got lift"):
         locate_checkpoint("lift")
 
 
